@@ -1,0 +1,156 @@
+"""Every check of the repository as a nox session; `nox` alone runs what CI runs.
+
+Work on one package in isolation: `nox -s "tests(package='snn')"`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+NEEDS = {"core": [], "snn": ["core"], "rnn": ["core"], "plot": ["core"]}
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+# torch to install, and the first Python it has no wheels for
+TORCHES = {"oldest": ("torch==2.6.*", (3, 14)), "newest": ("torch", None)}
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "tests_all", "docs", "build"]
+
+
+def wheels(session: nox.Session, packages: list[str]) -> list[str]:
+    """Build the wheels of these packages into the session's own folder."""
+    out = Path(session.create_tmp()) / "wheels"
+    for old in out.glob("*.whl"):
+        old.unlink()
+    for package in packages:
+        name = f"tracetorch-{package}"
+        session.run_install(
+            "uv", "build", "-q", "--wheel", "--package", name, "-o", str(out), external=True
+        )
+    return sorted(map(str, out.glob("*.whl")))
+
+
+def install_package(session: nox.Session, package: str, *more: str) -> None:
+    """The package and its siblings as wheels, with their dependencies and the test tools."""
+    built = wheels(session, [*NEEDS[package], package])
+    # a rebuilt wheel has the same name and version: it must replace what is there
+    session.install("--reinstall-package", "tracetorch-core", *built, *more, "pytest", "hypothesis")
+    session.install("--no-deps", "--force-reinstall", *built)
+
+
+def sync(session: nox.Session, *options: str) -> None:
+    """The whole workspace in the session's environment."""
+    session.run_install(
+        "uv",
+        "sync",
+        "-q",
+        *options,
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+        external=True,
+    )
+
+
+@nox.session
+@nox.parametrize("package", list(NEEDS), ids=[f"package='{name}'" for name in NEEDS])
+def tests(session: nox.Session, package: str) -> None:
+    """One package's own tests, with only that package and its dependencies installed."""
+    install_package(session, package)
+    session.run("pytest", f"packages/tracetorch-{package}/tests", *session.posargs)
+
+
+@nox.session
+def tests_all(session: nox.Session) -> None:
+    """What crosses packages, everything installed."""
+    sync(session)
+    session.run("pytest", "tests", *session.posargs)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """The tests marked `cuda`, where there is a GPU."""
+    sync(session)
+    probe = "import torch; print(torch.cuda.is_available())"
+    found = session.run("python", "-c", probe, silent=True) or ""
+    if found.strip().splitlines()[-1:] != ["True"]:
+        session.skip("no NVIDIA GPU that torch can use on this machine")
+    # exit code 5: no package has a test with this mark yet
+    session.run("pytest", "-m", "cuda", "packages", "tests", success_codes=[0, 5])
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("package", list(NEEDS), ids=[f"package='{name}'" for name in NEEDS])
+@nox.parametrize("torch", list(TORCHES), ids=[f"torch='{name}'" for name in TORCHES])
+def matrix(session: nox.Session, torch: str, package: str) -> None:
+    """Python × oldest and newest torch; missing interpreters and impossible pairs are skipped."""
+    requirement, too_new = TORCHES[torch]
+    version = tuple(map(int, str(session.python).split(".")))
+    if too_new and version >= too_new:
+        session.skip(f"{requirement} has no wheels for Python {session.python}")
+    install_package(session, package, requirement)
+    session.run("pytest", f"packages/tracetorch-{package}/tests", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install("ruff")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy (strict) and pyright on the installed packages, as a user's checker sees them."""
+    sync(session, "--no-editable", "--reinstall-package", "tracetorch-core")
+    session.run("mypy", *(f"--package=tracetorch.{name}" for name in NEEDS if name != "core"))
+    session.run("mypy", "--package=tracetorch")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python", "packages")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every example in docstrings, README and docs."""
+    sync(session)
+    session.run(
+        "pytest",
+        "--doctest-modules",
+        "--doctest-glob=*.md",
+        "README.md",
+        "docs",
+        *(f"packages/tracetorch-{name}/src" for name in NEEDS),
+    )
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and sdists of all five distributions, checked for the package index."""
+    session.install("twine")
+    out = Path(session.create_tmp()) / "dist"
+    for old in out.glob("*"):
+        old.unlink()
+    session.run_install(
+        "uv", "build", "-q", "--all-packages", "-o", str(out), external=True, silent=True
+    )
+    session.run("twine", "check", "--strict", *map(str, sorted(out.glob("*.[wt][ha]*"))))
+
+
+@nox.session(venv_backend="none")
+def bump(session: nox.Session) -> None:
+    """`nox -s bump -- 0.18.0`: write the one version into all places that carry it."""
+    if len(session.posargs) != 1:
+        session.error("give the new version: nox -s bump -- X.Y.Z")
+    new = session.posargs[0]
+    for file in sorted(ROOT.glob("packages/*/pyproject.toml")):
+        text = file.read_text(encoding="utf-8")
+        text = re.sub(r'(?m)^version = ".*"$', f'version = "{new}"', text)
+        text = re.sub(r'"(tracetorch-\w+)==[^"]*"', rf'"\1=={new}"', text)
+        file.write_text(text, encoding="utf-8")
+    citation = ROOT / "CITATION.cff"
+    text = re.sub(r"(?m)^version: .*$", f"version: {new}", citation.read_text(encoding="utf-8"))
+    citation.write_text(text, encoding="utf-8")

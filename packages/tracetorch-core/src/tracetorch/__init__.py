@@ -1,0 +1,61 @@
+"""traceTorch: recurrent and spiking layers for PyTorch with hidden, managed states."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _distribution_version
+from importlib.util import find_spec as _find_spec
+from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
+
+__path__ = extend_path(__path__, __name__)
+
+from tracetorch import constraints, functional
+from tracetorch.checkpointing import restored_states
+from tracetorch.constraints import Constraint
+from tracetorch.errors import LayerError, StateError, StateFileError
+from tracetorch.layer import Layer
+from tracetorch.model import Model
+from tracetorch.walk import named_layers
+
+if TYPE_CHECKING:
+    from tracetorch import plot as plot
+    from tracetorch import rnn as rnn
+    from tracetorch import snn as snn
+    from tracetorch import testing as testing
+
+    __version__: str
+
+__all__ = [
+    "Constraint",
+    "Layer",
+    "LayerError",
+    "Model",
+    "StateError",
+    "StateFileError",
+    "constraints",
+    "functional",
+    "named_layers",
+    "restored_states",
+]
+
+_SIBLINGS = ("plot", "rnn", "snn")
+_LAZY = ("testing",)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _distribution_version("tracetorch-core")
+    if name in _SIBLINGS and _find_spec(f"{__name__}.{name}") is None:
+        raise ImportError(
+            f"tracetorch.{name} is not installed; run: pip install tracetorch-{name}",
+            name=f"{__name__}.{name}",
+        )
+    if name in _SIBLINGS or name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    installed = (name for name in _SIBLINGS if _find_spec(f"{__name__}.{name}"))
+    return sorted({*globals(), *_LAZY, *installed, "__version__"})

@@ -1,0 +1,102 @@
+"""Activation checkpointing: the recomputation starts from the states the forward pass had."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+_local = threading.local()
+
+Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+
+
+def restored_states(module: nn.Module) -> Callable[[], Contexts]:
+    """The ``context_fn`` with which ``torch.utils.checkpoint`` may recompute ``module``.
+
+    Checkpointing runs a forward pass twice; without this, the second run would start from the
+    states the first one left. A layer that is recomputed without it raises ``RuntimeError``.
+
+    Args:
+        module: a model, a layer, or any module that contains layers.
+
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> class Decay(tt.Layer):
+        ...     def __init__(self, n):
+        ...         super().__init__(n)
+        ...         self.add_state("mem")
+        ...         self.add_parameter("beta", 0.5, constraint=tt.constraints.sigmoid)
+        ...     def step(self, states, x, p):
+        ...         mem = p.beta * states.mem + x
+        ...         return {"mem": mem}, mem
+        >>> layer, x = Decay(1), torch.ones(1, 1, requires_grad=True)
+        >>> y = checkpoint(layer, x, use_reentrant=False, context_fn=tt.restored_states(layer))
+        >>> y.sum().backward()
+        >>> x.grad
+        tensor([[1.]])
+    """
+    from tracetorch.walk import named_layers
+
+    def contexts() -> Contexts:
+        recorded: dict[object, dict[str, Tensor | None]] = {}
+
+        @contextmanager
+        def record() -> Iterator[None]:
+            recorded.update({layer: layer._states for _, layer in named_layers(module)})
+            yield
+
+        @contextmanager
+        def restore() -> Iterator[None]:
+            layers = [layer for _, layer in named_layers(module) if layer in recorded]
+            standing = [layer._states for layer in layers]
+            for layer in layers:
+                layer._states = recorded[layer]
+            outer, _local.restored = getattr(_local, "restored", False), True
+            try:
+                yield
+            finally:
+                _local.restored = outer
+                for layer, states in zip(layers, standing, strict=True):
+                    layer._states = states
+
+        return _Reusable(record), _Reusable(restore)
+
+    return contexts
+
+
+class _Reusable(AbstractContextManager[None]):
+    """Enters a new context each time: a retained graph is recomputed in every backward pass."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        context = self._make()
+        context.__enter__()
+        self._entered.append(context)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return self._entered.pop().__exit__(kind, error, trace)
+
+
+def refuse_plain_recomputation(layer: nn.Module) -> None:
+    """RuntimeError where a layer is called inside a backward pass with unrestored states."""
+    if torch.compiler.is_compiling() or getattr(_local, "restored", False):
+        return
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{layer!r} is recomputed in a backward pass from states that have moved on; "
+            f"checkpoint with use_reentrant=False, context_fn=tt.restored_states(model)"
+        )

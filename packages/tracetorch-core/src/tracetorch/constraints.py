@@ -1,0 +1,104 @@
+"""Constraints: smooth maps from an unbounded stored value to an effective one, with inverses.
+
+A constraint and its inverse are one named object. This module knows no layer and no module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Constraint:
+    r"""A bijection from the real line (what is stored and learned) to an open interval.
+
+    Args:
+        name: how error messages and ``repr`` call it.
+        forward: raw → effective, differentiable, elementwise.
+        inverse: effective → raw, exact on the open interval ``(low, high)``.
+        low: lower end of the domain of effective values, exclusive.
+        high: upper end, exclusive.
+
+    Both functions should be importable by name (no lambda), so that layers pickle.
+
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> positive = Constraint("exponential", torch.exp, torch.log, low=0.0)
+        >>> positive.domain
+        'in (0, ∞)'
+        >>> tt.constraints.sigmoid.forward(torch.tensor(0.0))
+        tensor(0.5000)
+        >>> tt.constraints.softplus.inverse(torch.tensor(1.0))
+        tensor(0.5413)
+    """
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(
+                f"Constraint {self.name!r}: low must be below high, got {self.low} and {self.high}"
+            )
+
+    def __repr__(self) -> str:
+        return f"<constraint {self.name}: {self.domain}>"
+
+    @property
+    def domain(self) -> str:
+        """The open interval of effective values, as text."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "any finite number"
+        return f"in ({_bound(self.low)}, {_bound(self.high)})"
+
+    def admits(self, value: Tensor) -> bool:
+        """Whether every element lies in the open interval and has a finite raw value."""
+        inside = (value > self.low) & (value < self.high) & value.isfinite()
+        return bool(inside.all()) and bool(self.inverse(value).isfinite().all())
+
+
+def _bound(value: float) -> str:
+    return {math.inf: "∞", -math.inf: "-∞"}.get(value, f"{value:g}")
+
+
+def _sigmoid(raw: Tensor) -> Tensor:
+    return torch.sigmoid(raw)
+
+
+def _logit(value: Tensor) -> Tensor:
+    return torch.logit(value)
+
+
+def _softplus(raw: Tensor) -> Tensor:
+    return F.softplus(raw)
+
+
+def _softplus_inverse(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))
+
+
+def _identity(value: Tensor) -> Tensor:
+    return value
+
+
+def _negative_exp(raw: Tensor) -> Tensor:
+    return -torch.exp(raw)
+
+
+def _log_of_negative(value: Tensor) -> Tensor:
+    return torch.log(-value)
+
+
+sigmoid = Constraint("sigmoid", _sigmoid, _logit, 0.0, 1.0)
+softplus = Constraint("softplus", _softplus, _softplus_inverse, 0.0, math.inf)
+identity = Constraint("identity", _identity, _identity)
+negative_exp = Constraint("negative_exp", _negative_exp, _log_of_negative, -math.inf, 0.0)

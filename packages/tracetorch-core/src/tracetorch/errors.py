@@ -1,0 +1,54 @@
+"""What can go wrong, said with its place, what came, what fits and the remedy.
+
+Knows nothing of layers beyond the object it is handed to name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LayerError(ValueError):
+    """An error that belongs to one layer; a model that finds the layer inside it adds its name.
+
+    Attributes:
+        layer: the layer object concerned.
+        name: its qualified name in the model, once a model has said it.
+    """
+
+    def __init__(self, layer: object, message: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.message = message
+        self.name: str | None = None
+
+    def __str__(self) -> str:
+        place = f"layer {self.name!r}, " if self.name else ""
+        return f"{place}{self.layer!r}: {self.message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), repr(self.layer), self.message, self.name)
+
+
+class StateError(LayerError):
+    """A state, or what should become one, does not fit its layer or its input."""
+
+
+class StateFileError(ValueError):
+    """A state file is unreadable, damaged or not what it claims to be."""
+
+
+class _Described:
+    """Stands for a layer in an error that crossed a process boundary."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _rebuild(kind: type[LayerError], text: str, message: str, name: str | None) -> LayerError:
+    error = kind(_Described(text), message)
+    error.name = name
+    return error

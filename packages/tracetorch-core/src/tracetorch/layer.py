@@ -1,0 +1,520 @@
+"""A layer: states and parameters declared, one pure timestep, everything else done here.
+
+``step`` is the definition of a layer. This module turns it into a call, a sequence, state
+management and compiled parameters; it knows no model and no file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch import checkpointing, constraints
+from tracetorch.constraints import Constraint
+from tracetorch.errors import StateError
+from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
+from tracetorch.states import StateSpec, checked_mask, keep_where, restarted
+
+_serial = itertools.count()
+
+
+class Layer(nn.Module):
+    r"""One input, one output, one timestep; the states are kept inside.
+
+    A layer of one's own declares its states and parameters in ``__init__`` and computes one
+    timestep in :meth:`step`. Creation of the states, ``dim``, dtypes, files, compilation, masks
+    and whole sequences follow from that.
+
+    Args:
+        num_neurons: size of the input along ``dim``, at least 1.
+        dim: which dimension of one timestep's input holds the neurons.
+
+    Raises:
+        TypeError: ``num_neurons`` or ``dim`` is no integer.
+        ValueError: ``num_neurons`` is below 1.
+
+    Example:
+        An adaptive-threshold LIF: every spike raises the threshold, which then relaxes.
+
+        >>> import torch, tracetorch as tt
+        >>> class AdaptiveLIF(tt.Layer):
+        ...     def __init__(self, num_neurons, beta=0.9, rho=0.97, jump=0.5, dim=-1):
+        ...         super().__init__(num_neurons, dim)
+        ...         self.add_state("mem", "raised")
+        ...         self.add_parameter("beta", beta, constraint=tt.constraints.sigmoid)
+        ...         self.add_parameter("rho", rho, constraint=tt.constraints.sigmoid)
+        ...         self.add_parameter("jump", jump, constraint=tt.constraints.softplus)
+        ...
+        ...     def step(self, states, x, p):
+        ...         mem = p.beta * states.mem + x
+        ...         spike = (mem > 1 + states.raised).to(mem.dtype)
+        ...         raised = p.rho * states.raised + p.jump * spike
+        ...         return {"mem": mem - spike, "raised": raised}, spike
+        >>> layer = AdaptiveLIF(2)
+        >>> [layer(torch.tensor([[1.2, 0.3]])).tolist() for _ in range(2)]
+        [[[1.0, 0.0]], [[0.0, 0.0]]]
+    """
+
+    num_neurons: int
+    dim: int
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        self.num_neurons = checked_integer(owner, "num_neurons", num_neurons, low=1)
+        self.dim = checked_integer(owner, "dim", dim)
+        self._specs: dict[str, ParameterSpec] = {}
+        self._state_specs: dict[str, StateSpec] = {}
+        self._states: dict[str, Tensor | None] = {}
+        self._baked: dict[str, Tensor] | None = None
+        self._construction = (next(_serial), 0)
+        self._name_fields()
+
+    # ------------------------------------------------------------------ declaring a layer
+
+    def add_state(self, *names: str, sizes: tuple[int, ...] | None = None) -> None:
+        """Declare states; each starts as zeros on the first timestep.
+
+        Args:
+            names: one or more identifiers, the attributes of ``states`` in :meth:`step`.
+            sizes: size of the state where the input has ``num_neurons``, then any extra
+                trailing dimensions; ``(num_neurons,)`` where None.
+
+        Raises:
+            ValueError: a name is no identifier or is taken.
+        """
+        for name in names:
+            self._check_name(name)
+            self._state_specs[name] = StateSpec(sizes or (self.num_neurons,))
+            self._states[name] = None
+        self._name_fields()
+
+    def add_parameter(
+        self,
+        name: str,
+        value: float | Tensor,
+        *,
+        rank: int = 1,
+        learn: bool = True,
+        constraint: Constraint = constraints.identity,
+        raw_name: str | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """Declare a parameter: its raw value is stored, ``layer.<name>`` is the effective one.
+
+        Args:
+            name: attribute of ``p`` in :meth:`step` and of the layer, readable and assignable.
+            value: the initial effective value: a number, or a floating-point tensor whose own
+                rank wins over ``rank``.
+            rank: 0 = one scalar for the layer, 1 = one value per neuron.
+            learn: True stores an ``nn.Parameter``, False a buffer.
+            constraint: map from raw to effective value, with its inverse.
+            raw_name: key in the ``state_dict``; ``raw_<name>`` where None. Giving ``name``
+                itself stores an unconstrained weight under its own name.
+            shape: for weights that are not per neuron: the exact shape of ``value``.
+
+        Raises:
+            TypeError: ``value``, ``rank`` or ``learn`` is of the wrong kind.
+            ValueError: ``value`` lies outside the constraint's domain or has the wrong shape.
+        """
+        self._check_name(name)
+        owner = type(self).__name__
+        if not isinstance(learn, bool):
+            raise TypeError(f"{owner}: learn_{name} must be True or False, got {learn!r}")
+        if not isinstance(constraint, Constraint):
+            raise TypeError(
+                f"{owner}: the constraint of {name} must be a tt.Constraint, got {constraint!r}"
+            )
+        if shape is None:
+            shape = parameter_shape(owner, name, value, rank, self.num_neurons)
+        elif isinstance(value, Tensor) and value.shape not in ((), tuple(shape)):
+            raise ValueError(f"{owner}: {name} must have shape {shape}, got {tuple(value.shape)}")
+        raw = to_raw(owner, name, value, constraint).expand(shape).contiguous().clone()
+        spec = ParameterSpec(name, raw_name or f"raw_{name}", constraint, shape)
+        if learn:
+            self.register_parameter(spec.raw_name, nn.Parameter(raw))
+        else:
+            self.register_buffer(spec.raw_name, raw)
+        self._specs[name] = spec
+        self._name_fields()
+
+    def step(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Compute one timestep, without side effects; to be written by each layer.
+
+        Args:
+            states: the states by attribute, neurons last: ``[…, size, *extra]``.
+            x: input ``[…, num_neurons]``, in the states' dtype.
+            p: the effective parameters by attribute.
+
+        Returns:
+            The new states by name, and the output ``[…, any size]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define step(self, states, x, p)")
+
+    # ------------------------------------------------------------------ computing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One timestep.
+
+        Args:
+            x: floating-point input of any shape with ``num_neurons`` at ``dim``.
+
+        Returns:
+            Output of the input's dtype, the output's neurons at ``dim``.
+
+        Raises:
+            TypeError: ``x`` is no floating-point tensor.
+            StateError: ``x`` does not fit the layer, or the standing state does not fit ``x``.
+        """
+        self._check_input(x)
+        checkpointing.refuse_plain_recomputation(self)
+        return self._advance(x, self._parameters_as(self._state_dtype(x)))
+
+    def unroll(self, x: Tensor) -> Tensor:
+        """A whole sequence: the outputs, gradients and final states of calling it step by step.
+
+        Args:
+            x: ``[T, …]``, time first, at least one timestep.
+
+        Returns:
+            Outputs ``[T, …]``. If a timestep fails, the states are as they were before.
+        """
+        if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
+            got = list(x.shape) if isinstance(x, Tensor) else repr(x)
+            raise StateError(
+                self, f"unroll takes [T, …] with time first and at least one timestep, got {got}"
+            )
+        before = self._states
+        try:
+            return torch.stack([self(timestep) for timestep in x])
+        except BaseException:
+            self._states = before
+            raise
+
+    def _advance(self, x: Tensor, p: Any) -> Tensor:
+        dim, dtype = self.dim, self._state_dtype(x)
+        standing = [
+            spec.to_last(self._standing(name, spec, x, dtype), dim % x.ndim)
+            for name, spec in self._state_specs.items()
+        ]
+        new, y = self.step(self._state_fields(*standing), x.movedim(dim, -1).to(dtype), p)
+        if new.keys() != self._state_specs.keys():
+            raise StateError(
+                self,
+                f"step must return the states {sorted(self._state_specs)}, got {sorted(new)}",
+            )
+        kept: dict[str, Tensor | None] = {}
+        for (name, spec), old in zip(self._state_specs.items(), standing, strict=True):
+            if new[name].shape != old.shape:
+                raise StateError(
+                    self,
+                    f"step must return {name} in its own shape {list(old.shape)} (neurons last), "
+                    f"got {list(new[name].shape)}",
+                )
+            kept[name] = spec.from_last(new[name].to(dtype), dim % x.ndim)
+        self._states = kept
+        return y.movedim(-1, dim).to(x.dtype)
+
+    def _standing(self, name: str, spec: StateSpec, x: Tensor, dtype: torch.dtype) -> Tensor:
+        state, shape = self._states[name], spec.shape(x.shape, self.dim % x.ndim)
+        if state is None:
+            return torch.zeros(shape, dtype=dtype, device=x.device)
+        if state.shape != shape or state.dtype != dtype or state.device != x.device:
+            raise StateError(
+                self,
+                f"the standing state {name} is {_describe(state.shape, state.dtype, state.device)}"
+                f", but an input of {_describe(x.shape, x.dtype, x.device)} needs "
+                f"{_describe(shape, dtype, x.device)}; call zero_states() before a new sequence, "
+                f"or detach and convert the state with get_states() and set_states()",
+            )
+        return state
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else repr(x)
+            raise TypeError(
+                f"{self!r}: the input x must be a floating-point tensor, got {got}; "
+                f"convert it with x.float()"
+            )
+        if not -x.ndim <= self.dim < x.ndim:
+            raise StateError(
+                self, f"the input x of shape {list(x.shape)} has no dimension dim={self.dim}"
+            )
+        if x.shape[self.dim] != self.num_neurons:
+            raise StateError(
+                self,
+                f"the input x of shape {list(x.shape)} has {x.shape[self.dim]} neurons at "
+                f"dim={self.dim}, the layer has {self.num_neurons}",
+            )
+
+    # ------------------------------------------------------------------ parameters
+
+    def _state_dtype(self, x: Tensor) -> torch.dtype:
+        return self._promoted(x.dtype)
+
+    def _promoted(self, dtype: torch.dtype | None) -> torch.dtype:
+        for tensor in itertools.chain(self._parameters.values(), self._buffers.values()):
+            if tensor is not None and tensor.is_floating_point():
+                dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
+        return dtype or torch.get_default_dtype()
+
+    def _effective(self, spec: ParameterSpec) -> Tensor:
+        if self._baked is not None:
+            return self._baked[spec.name]
+        return spec.constraint.forward(self._raw(spec))
+
+    def _raw(self, spec: ParameterSpec) -> Tensor:
+        learned = self._parameters.get(spec.raw_name)
+        raw = self._buffers[spec.raw_name] if learned is None else learned
+        if raw is None:
+            raise AttributeError(f"{type(self).__name__}: {spec.raw_name} was set to None")
+        return raw
+
+    def _parameters_as(self, dtype: torch.dtype) -> Any:
+        return self._parameter_fields(
+            *[self._effective(spec).to(dtype) for spec in self._specs.values()]
+        )
+
+    def _assign(self, spec: ParameterSpec, value: float | Tensor) -> None:
+        raw = self._raw(spec)
+        new = to_raw(type(self).__name__, spec.name, value, spec.constraint, like=raw)
+        if new.ndim and new.shape != raw.shape:
+            raise ValueError(
+                f"{self!r}: {spec.name} has shape {list(raw.shape)}, cannot assign shape "
+                f"{list(new.shape)}"
+            )
+        with torch.no_grad():
+            raw.copy_(new)
+        self._rebake()
+
+    def TTcompile(self) -> None:
+        """Fix the effective parameters as constants for inference; see ``tt.Model.TTcompile``."""
+        if self._baked is None:
+            self._bake()
+
+    def TTdecompile(self) -> None:
+        """Back to training: parameters are computed from their raw values again."""
+        self._baked = None
+
+    def _bake(self) -> None:
+        self._baked = None
+        self._baked = {
+            name: self._effective(spec).detach().clone() for name, spec in self._specs.items()
+        }
+
+    def _rebake(self) -> None:
+        if self._baked is not None:
+            self._bake()
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
+        if name in own.get("_states", ()):
+            return own["_states"][name]
+        spec = own.get("_specs", {}).get(name)
+        if spec is not None and spec.derived:
+            return self._effective(spec)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
+        spec = own.get("_specs", {}).get(name)
+        if name in own.get("_states", ()):
+            self.set_states({name: value}, strict=False)
+        elif spec is not None and spec.derived:
+            self._assign(spec, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._specs, *self._states})  # type: ignore[no-untyped-call]
+
+    # ------------------------------------------------------------------ states
+
+    def zero_states(self, mask: Tensor | None = None) -> None:
+        """Every state back to None; with a mask only the samples where it is true restart.
+
+        Args:
+            mask: boolean ``[B]`` over dimension 0 of a timestep.
+
+        Raises:
+            TypeError: ``mask`` is no boolean tensor.
+            ValueError: ``mask`` has another length than the batch, or the state has no batch.
+        """
+        self._states = self._zeroed(mask)
+
+    def _zeroed(self, mask: Tensor | None) -> dict[str, Tensor | None]:
+        if mask is None:
+            return dict.fromkeys(self._states)
+        mask = checked_mask(mask)
+        return {
+            name: state if state is None else restarted(state, self._fitted(mask, name, state))
+            for name, state in self._states.items()
+        }
+
+    def _held(self, active: Tensor, before: Mapping[str, Tensor | None]) -> None:
+        """Keep the states from before wherever a sample is not active (its sequence is over)."""
+        held: dict[str, Tensor | None] = {}
+        for name, state in self._states.items():
+            if state is not None:
+                old = before[name]
+                other = torch.zeros_like(state) if old is None else old
+                state = keep_where(self._fitted(active, name, state), state, other)
+            held[name] = state
+        self._states = held
+
+    def _fitted(self, mask: Tensor, name: str, state: Tensor) -> Tensor:
+        if not self._batched(name, state):
+            raise StateError(
+                self,
+                f"the state {name} of shape {list(state.shape)} is unbatched (its neurons are at "
+                f"dimension 0) and takes no mask or lengths; add a batch dimension to the input",
+            )
+        if len(mask) != state.shape[0]:
+            raise StateError(
+                self,
+                f"the mask or lengths has {len(mask)} entries, the state {name} of shape "
+                f"{list(state.shape)} has a batch of {state.shape[0]}",
+            )
+        return mask.to(state.device)
+
+    def _batched(self, name: str, state: Tensor) -> bool:
+        return self._state_specs[name].neuron_dim(state.ndim, self.dim) != 0
+
+    def detach_states(self) -> None:
+        """Cut every state from the graph that computed it; values stay."""
+        self._states = {
+            name: None if state is None else state.detach() for name, state in self._states.items()
+        }
+
+    def get_states(self) -> dict[str, Tensor]:
+        """The standing states by name, in the user's layout; those not created yet are absent."""
+        return {name: state for name, state in self._states.items() if state is not None}
+
+    def set_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
+        """Put states in place, all or none; they may carry a graph.
+
+        Args:
+            states: name → tensor in the user's layout, or None for "not created yet".
+            strict: refuse unknown names and demand every state of the layer.
+
+        Raises:
+            StateError: a name or tensor does not fit; nothing has changed then.
+        """
+        self._states = self._accepted(states, strict)
+
+    def _accepted(
+        self, states: Mapping[str, Tensor | None], strict: bool
+    ) -> dict[str, Tensor | None]:
+        unknown, missing = states.keys() - self._states.keys(), self._states.keys() - states.keys()
+        if strict and (unknown or missing):
+            raise StateError(
+                self,
+                f"states do not match: unknown {sorted(unknown)}, missing {sorted(missing)}; "
+                f"pass strict=False to take what fits by name",
+            )
+        accepted = dict(self._states)
+        for name in states.keys() - unknown:
+            accepted[name] = self._checked_state(name, states[name])
+        leading = {
+            name: self._batch_shape(name, state)
+            for name, state in accepted.items()
+            if state is not None
+        }
+        if len(set(leading.values())) > 1:
+            raise StateError(self, f"states disagree on the shape around the neurons: {leading}")
+        return accepted
+
+    def _checked_state(self, name: str, state: Tensor | None) -> Tensor | None:
+        if state is None:
+            return None
+        if not isinstance(state, Tensor) or not state.is_floating_point():
+            got = state.dtype if isinstance(state, Tensor) else repr(state)
+            raise StateError(self, f"the state {name} must be a floating-point tensor, got {got}")
+        spec = self._state_specs[name]
+        if not spec.holds(state, self.dim):
+            raise StateError(
+                self,
+                f"a state {name} of shape {list(state.shape)} does not fit: needs sizes "
+                f"{list(spec.sizes)} with the neurons at dim={self.dim}",
+            )
+        return state.to(self._promoted(state.dtype))
+
+    def _batch_shape(self, name: str, state: Tensor) -> tuple[int, ...]:
+        spec = self._state_specs[name]
+        rank = state.ndim - len(spec.sizes) + 1
+        place = self.dim % rank
+        return tuple(size for at, size in enumerate(state.shape[:rank]) if at != place)
+
+    # ------------------------------------------------------------------ being a module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._states = {
+            name: None if state is None else fn(state) for name, state in self._states.items()
+        }
+        self._rebake()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._rebake()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_states"] = {
+            name: None if tensor is None else tensor.detach()
+            for name, tensor in self._states.items()
+        }
+        del state["_state_fields"], state["_parameter_fields"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # the original's place comes first, so that layers in a set keep their names in a copy
+        self._construction = (state["_construction"][0], next(_serial))
+        self._name_fields()
+
+    def _name_fields(self) -> None:
+        self._state_fields = _fields("States", self._state_specs)
+        self._parameter_fields = _fields("Parameters", self._specs)
+
+    def _check_name(self, name: str) -> None:
+        owner = type(self).__name__
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+            raise ValueError(
+                f"{owner}: a state or parameter needs an identifier that does not start with an "
+                f"underscore, got {name!r}"
+            )
+        if name in {*vars(self), *self._specs, *self._state_specs} or hasattr(type(self), name):
+            raise ValueError(f"{owner}: the name {name!r} is taken; choose another")
+
+    def extra_repr(self) -> str:
+        """What stands in the brackets of ``repr``: neurons, uniform parameters, dim."""
+        shown = {spec.name: _brief(self._effective(spec)) for spec in self._specs.values()}
+        parts = [str(self.num_neurons), *(f"{name}={text}" for name, text in shown.items())]
+        return ", ".join([*parts, f"dim={self.dim}"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _fields(name: str, fields: Iterable[str]) -> Callable[..., Any]:
+    kind: Callable[..., Any] = namedtuple(name, list(fields))  # type: ignore[misc]
+    return kind
+
+
+def _describe(shape: object, dtype: torch.dtype, device: torch.device) -> str:
+    return f"{list(shape)} {dtype} on {device}".replace("torch.", "")  # type: ignore[call-overload]
+
+
+def _brief(value: Tensor) -> str:
+    """A number where all are equal to 4 digits, else the range."""
+    if value.numel() == 0 or value.device.type == "meta":
+        return "…"
+    low, high = (f"{end.item():.4g}" for end in value.detach().float().aminmax())
+    return low if low == high else f"{low}…{high}"

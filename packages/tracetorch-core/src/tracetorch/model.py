@@ -1,0 +1,402 @@
+"""A model: one line for all the states of all its layers. Uses the one walk, computes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from tracetorch import state_files
+from tracetorch.errors import LayerError, StateError
+from tracetorch.layer import Layer
+from tracetorch.parameters import checked_integer
+from tracetorch.state_files import StateFile, StateRecord, dtype_name
+from tracetorch.states import keep_where
+from tracetorch.walk import Boundary, named_layers
+
+
+class ParameterCount(NamedTuple):
+    """How many scalar parameters a model has.
+
+    Attributes:
+        total: all of them, those of layers in containers and plain objects included.
+        in_layers: those inside tt layers.
+        learnable: those of the total that require a gradient.
+    """
+
+    total: int
+    in_layers: int
+    learnable: int
+
+
+class Model(Boundary):
+    """Base class of networks with tt layers anywhere inside.
+
+    ``forward`` is the user's and computes one timestep. Layers are found in submodules and in
+    lists, tuples, sets, dicts and plain objects held as attributes, at any depth; each once,
+    under one stable name. Plain objects do not lead into modules that are or contain a
+    ``tt.Model``, so a trainer or logger held by the model does not drag other models in.
+
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> class Leak(tt.Layer):
+        ...     def __init__(self, n):
+        ...         super().__init__(n)
+        ...         self.add_state("mem")
+        ...         self.add_parameter("beta", 0.5, constraint=tt.constraints.sigmoid)
+        ...     def step(self, states, x, p):
+        ...         mem = p.beta * states.mem + x
+        ...         return {"mem": mem}, mem
+        >>> class Net(tt.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.leaks = [Leak(1), Leak(1)]
+        ...     def forward(self, x):
+        ...         return self.leaks[1](self.leaks[0](x))
+        >>> net = Net()
+        >>> net.unroll(torch.ones(3, 1, 1)).detach().flatten().tolist()
+        [1.0, 2.0, 2.75]
+        >>> sorted(net.get_states())
+        ['leaks.0.mem', 'leaks.1.mem']
+        >>> net.zero_states()
+        >>> net.get_states()
+        {}
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``forward``; an error of a layer says the layer's qualified name."""
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except LayerError as error:
+            self._locate(error)
+            raise
+
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Every layer with its qualified name: registered ones first, then those in containers.
+
+        A name is the path of attributes, indices and keys that leads to the layer.
+        """
+        return named_layers(self)
+
+    # ------------------------------------------------------------------ states
+
+    def zero_states(self, mask: Tensor | None = None) -> None:
+        """Every state back to None; with a mask only the samples where it is true restart.
+
+        Args:
+            mask: boolean ``[B]``, over dimension 0 of one timestep's batch.
+
+        Raises:
+            TypeError: ``mask`` is no boolean tensor.
+            ValueError: ``mask`` does not fit a state's batch, or a state has none; no state has
+                changed then.
+        """
+        self._for_all(lambda name, layer: layer._zeroed(mask))
+
+    def detach_states(self) -> None:
+        """Cut every state from the graph; values stay (truncated back-propagation)."""
+        for _, layer in self.named_layers():
+            layer.detach_states()
+
+    def get_states(self) -> dict[str, Tensor]:
+        """``{qualified name: tensor}`` of the states created so far, in the user's layout."""
+        return {
+            f"{name}.{state}": tensor
+            for name, layer in self.named_layers()
+            for state, tensor in layer.get_states().items()
+        }
+
+    def set_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
+        """Put states in place; all or none. None stands for "not created yet".
+
+        Args:
+            states: qualified names → tensors in the user's layout.
+            strict: refuse names the model does not have, and demand every one it has.
+
+        Raises:
+            StateError: a name, shape or dtype does not fit; no state has changed then.
+        """
+        layers = dict(self.named_layers())
+        known = {f"{name}.{state}" for name, layer in layers.items() for state in layer._states}
+        unknown, missing = sorted(states.keys() - known), sorted(known - states.keys())
+        if strict and (unknown or missing):
+            raise StateError(
+                self,
+                f"states do not match the model: unknown {unknown}, missing {missing}; "
+                f"pass strict=False to take those that fit by name",
+            )
+
+        def accept(name: str, layer: Layer) -> dict[str, Tensor | None]:
+            own = {s: states[f"{name}.{s}"] for s in layer._states if f"{name}.{s}" in states}
+            return layer._accepted(own, strict=False)
+
+        self._for_all(accept)
+
+    def save_states(self, path: str | os.PathLike[str]) -> None:
+        """Write the states to a ``.safetensors`` or ``.pt`` file, replacing it atomically.
+
+        Raises:
+            ValueError: another suffix.
+        """
+        records, tensors = {}, {}
+        for name, layer in self.named_layers():
+            for state, tensor in layer._states.items():
+                records[f"{name}.{state}"] = _record(layer, tensor)
+                if tensor is not None:
+                    tensors[f"{name}.{state}"] = tensor
+        state_files.write(path, StateFile(_version(), records, tensors))
+
+    def load_states(
+        self,
+        path: str | os.PathLike[str],
+        strict: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Read states from a file of :meth:`save_states`; all or nothing.
+
+        A state keeps its dtype, unless the layer's parameters have another than when it was
+        saved: then it becomes theirs, as ``.to()`` would have done.
+
+        Args:
+            path: a ``.safetensors`` or ``.pt`` file (the latter is read with
+                ``weights_only=True``).
+            strict: the file must have exactly this model's names and layer classes.
+            device: where to put the states; each layer's own device where None.
+
+        Raises:
+            StateFileError: the file is truncated, damaged or not a state file.
+            StateError: the states do not fit this model. In both cases nothing has changed.
+        """
+        content = state_files.read(path)
+        layers = {
+            f"{name}.{s}": layer for name, layer in self.named_layers() for s in layer._states
+        }
+        states: dict[str, Tensor | None] = {}
+        for name, record in content.records.items():
+            layer = layers.get(name)
+            if strict and layer is not None and record.layer != _class_name(layer):
+                raise StateError(
+                    layer, f"{path} holds {name} of a {record.layer}, not of a {_class_name(layer)}"
+                )
+            tensor = content.tensors.get(name)
+            if tensor is not None and layer is not None:
+                tensor = _placed(tensor, record, layer, device)
+            states[name] = tensor
+        self.set_states(states, strict)
+
+    def _for_all(self, change: Callable[[str, Layer], dict[str, Tensor | None]]) -> None:
+        """Compute the new states of every layer, then put all in place: all or none."""
+        layers = list(self.named_layers())
+        try:
+            changed = [change(name, layer) for name, layer in layers]
+        except LayerError as error:
+            self._locate(error)
+            raise
+        for (_, layer), states in zip(layers, changed, strict=True):
+            layer._states = states
+
+    def _locate(self, error: LayerError) -> None:
+        for name, layer in self.named_layers():
+            if layer is error.layer:
+                error.name = name
+
+    # ------------------------------------------------------------------ sequences
+
+    def unroll(
+        self,
+        x: Tensor,
+        *,
+        time_dim: int = 0,
+        lengths: Tensor | None = None,
+        chunk_size: int | None = None,
+        detach_every: int | None = None,
+    ) -> Any:
+        """A whole sequence: ``torch.stack([model(x_t) for x_t in x])``, from the standing states.
+
+        Args:
+            x: ``[T, B, …]``, at least one timestep.
+            time_dim: which dimension of ``x`` is time, and of the outputs.
+            lengths: integers ``[B]`` in 0…T: after its own length a sample's states stand still
+                and its outputs are zero.
+            chunk_size: how many timesteps are processed at a time, at least 1.
+            detach_every: cut the states from the graph after every so many timesteps (truncated
+                back-propagation through time), counted from the start of this call.
+
+        Returns:
+            The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
+            tensors, so does this. If anything fails, the states are as they were before.
+
+        Raises:
+            TypeError: an argument is of the wrong kind.
+            ValueError: an argument is out of range, or a state has no batch for ``lengths``.
+        """
+        steps = _checked_sequence(x, time_dim)
+        active = None if lengths is None else _active(lengths, steps)
+        every = _checked_count("detach_every", detach_every)
+        size = _checked_count("chunk_size", chunk_size) or len(steps)
+        layers = [layer for _, layer in self.named_layers()]
+        before = [layer._states for layer in layers]
+        chunks = []
+        try:
+            for start in range(0, len(steps), size):
+                outputs = []
+                for t in range(start, min(start + size, len(steps))):
+                    if every and t and t % every == 0:
+                        self.detach_states()
+                    outputs.append(self._timestep(steps[t], None if active is None else active[t]))
+                chunks.append(tree_map(lambda *ys: torch.stack(ys), *outputs))
+            return tree_map(lambda *parts: _joined(parts, time_dim), *chunks)
+        except BaseException:
+            for layer, states in zip(layers, before, strict=True):
+                layer._states = states
+            raise
+
+    def _timestep(self, x: Tensor, active: Tensor | None) -> Any:
+        if active is None:
+            return self(x)
+        before = [(layer, layer._states) for _, layer in self.named_layers()]
+        y = self(x)
+        for layer, states in before:
+            layer._held(active, states)
+        return tree_map(lambda t: keep_where(active.to(t.device), t, torch.zeros_like(t)), y)
+
+    # ------------------------------------------------------------------ inference
+
+    def TTcompile(self) -> None:
+        """Fix every layer's effective parameters as constants, for inference.
+
+        Constraints are no longer evaluated at each timestep, and no gradient reaches the
+        parameters of tt layers. The ``nn.Parameter`` objects stay where they are: ``.to()``,
+        ``state_dict()`` and ``load_state_dict()`` go on working with the raw values, and the
+        constants follow them. Calling it twice is as calling it once.
+        """
+        for _, layer in self.named_layers():
+            layer.TTcompile()
+
+    def TTdecompile(self) -> None:
+        """Back to training with the very same parameters, bit for bit."""
+        for _, layer in self.named_layers():
+            layer.TTdecompile()
+
+    # ------------------------------------------------------------------ looking
+
+    def num_parameters(self) -> ParameterCount:
+        """How many parameters there are, how many of them in tt layers, how many learnable."""
+        inside = {
+            id(p): p for _, layer in self.named_layers() for p in layer.parameters(recurse=True)
+        }
+        everything = {**{id(p): p for p in self.parameters()}, **inside}
+        return ParameterCount(
+            total=sum(p.numel() for p in everything.values()),
+            in_layers=sum(p.numel() for p in inside.values()),
+            learnable=sum(p.numel() for p in everything.values() if p.requires_grad),
+        )
+
+    def summary(self) -> str:
+        """A table: each layer, its parameters, its states and their size per sample.
+
+        The size of a state is known once it has been created; ``-`` stands for it before.
+        """
+        rows = [("layer", "", "parameters", "states", "state per sample")]
+        for name, layer in self.named_layers():
+            count = sum(p.numel() for p in layer.parameters())
+            sizes = [
+                state.numel() // (state.shape[0] if layer._batched(key, state) else 1)
+                for key, state in layer.get_states().items()
+            ]
+            per_sample = str(sum(sizes)) if len(sizes) == len(layer._states) else "-"
+            rows.append((name, repr(layer), f"{count:,}", ", ".join(layer._states), per_sample))
+        total, in_layers, learnable = self.num_parameters()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        lines.append(f"{total:,} parameters, {in_layers:,} in tt layers, {learnable:,} learnable")
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------ being a module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        registered = set(map(id, self.modules()))
+        for _, layer in self.named_layers():
+            if id(layer) not in registered:
+                layer._apply(fn, recurse)
+        return self
+
+
+def _record(layer: Layer, tensor: Tensor | None) -> StateRecord:
+    return StateRecord(
+        layer=_class_name(layer),
+        shape=None if tensor is None else list(tensor.shape),
+        dtype=None if tensor is None else dtype_name(tensor.dtype),
+        parameters=dtype_name(layer._promoted(None)),
+    )
+
+
+def _placed(
+    tensor: Tensor, record: StateRecord, layer: Layer, device: torch.device | str | None
+) -> Tensor:
+    own = layer._promoted(None)
+    home = next(iter([*layer.parameters(), *layer.buffers()]), tensor).device
+    dtype = tensor.dtype if dtype_name(own) == record.parameters else own
+    return tensor.to(device=home if device is None else device, dtype=dtype)
+
+
+def _class_name(layer: Layer) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def _version() -> str:
+    import tracetorch
+
+    return str(tracetorch.__version__)
+
+
+def _checked_sequence(x: Tensor, time_dim: int) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"unroll: x must be a tensor [T, B, …], got {x!r}")
+    time_dim = checked_integer("unroll", "time_dim", time_dim)
+    if not -x.ndim <= time_dim < x.ndim or x.shape[time_dim] == 0:
+        raise ValueError(
+            f"unroll: x needs at least one timestep at time_dim={time_dim}, "
+            f"got the shape {list(x.shape)}"
+        )
+    return x.movedim(time_dim, 0)
+
+
+def _joined(parts: tuple[Tensor, ...], time_dim: int) -> Tensor:
+    outputs = torch.cat(parts)
+    if not -outputs.ndim <= time_dim < outputs.ndim:
+        raise ValueError(
+            f"unroll: outputs of shape {list(outputs.shape)}, time first, have no dimension "
+            f"time_dim={time_dim} to put time at; give it as a negative number or move it first"
+        )
+    return outputs.movedim(0, time_dim)
+
+
+def _checked_count(name: str, value: int | None) -> int | None:
+    return None if value is None else checked_integer("unroll", name, value, low=1)
+
+
+def _active(lengths: Tensor, steps: Tensor) -> Tensor:
+    """``[T, B]``: whether a sample's sequence is still going on."""
+    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
+        got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
+        raise TypeError(f"unroll: lengths must be a tensor of integers [B], got {got}")
+    if steps.ndim < 3 or lengths.shape != steps.shape[1:2]:
+        raise ValueError(
+            f"unroll: lengths must have one entry per sample of x in [T, B, …] (here, time first, "
+            f"{list(steps.shape)}), got the shape {list(lengths.shape)}"
+        )
+    if bool(((lengths < 0) | (lengths > len(steps))).any()):
+        raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
+    return torch.arange(len(steps), device=lengths.device)[:, None] < lengths

@@ -1,0 +1,178 @@
+"""States ↔ file, all or nothing. Knows no layer: tensors and a description of each.
+
+A file carries, next to the tensors, a JSON manifest (library version; layer class, shape, dtype
+of each state; names of states not created yet) and a SHA-256 over manifest and tensor bytes, so
+that damage anywhere in either format is found before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tracetorch.errors import StateFileError
+
+FORMAT = "tracetorch-states-1"
+SUFFIXES = (".safetensors", ".pt")
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """What a file says of one state.
+
+    Attributes:
+        layer: qualified class of its layer, ``module.Class``.
+        shape: of the tensor; None for a state that was not created yet.
+        dtype: of the tensor, ``"float32"``; None likewise.
+        parameters: the dtype its layer's parameters had.
+    """
+
+    layer: str
+    shape: list[int] | None
+    dtype: str | None
+    parameters: str
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The whole content of a state file."""
+
+    version: str
+    records: dict[str, StateRecord]
+    tensors: dict[str, Tensor]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` → ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def checked_suffix(path: str | os.PathLike[str]) -> Path:
+    """The path, if its suffix names one of the two formats; ValueError otherwise."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"a state file is {' or '.join(SUFFIXES)}, got the suffix {path.suffix!r} in {path}"
+        )
+    return path
+
+
+def write(path: str | os.PathLike[str], content: StateFile) -> None:
+    """Write ``content``; an existing file is replaced only by a whole new one."""
+    path = checked_suffix(path)
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in content.tensors.items()}
+    manifest = json.dumps(
+        {
+            "format": FORMAT,
+            "version": content.version,
+            "states": {name: asdict(record) for name, record in content.records.items()},
+        },
+        sort_keys=True,
+    )
+    digest = _digest(manifest, tensors)
+    if path.suffix == ".safetensors":
+        data = safetensors.torch.save(tensors, {"tracetorch": manifest, "sha256": digest})
+    else:
+        buffer = io.BytesIO()
+        torch.save({"tracetorch": manifest, "sha256": digest, "tensors": tensors}, buffer)
+        data = buffer.getvalue()
+    _replace(path, data)
+
+
+def read(path: str | os.PathLike[str]) -> StateFile:
+    """Read and verify a whole file.
+
+    Raises:
+        ValueError: unknown suffix.
+        FileNotFoundError: there is no such file.
+        StateFileError: the file is truncated, damaged, or no state file.
+    """
+    path = checked_suffix(path)
+    data = path.read_bytes()
+    load = _load_safetensors if path.suffix == ".safetensors" else _load_pt
+    try:
+        manifest, digest, tensors = load(data)
+        if digest != _digest(manifest, tensors):
+            raise StateFileError(f"{path} is damaged: its content does not match its SHA-256")
+        return _parse(path, manifest, tensors)
+    except StateFileError:
+        raise
+    # the readers raise a zoo of types on damaged input; each means the same to the user
+    except Exception as error:
+        raise StateFileError(
+            f"{path} cannot be read as a {path.suffix} state file: {_first_line(error)}; "
+            f"it is truncated, damaged or of another kind"
+        ) from error
+
+
+def _load_safetensors(data: bytes) -> tuple[str, str, dict[str, Tensor]]:
+    tensors = safetensors.torch.load(data)
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata["tracetorch"], metadata["sha256"], tensors
+
+
+def _load_pt(data: bytes) -> tuple[str, str, dict[str, Tensor]]:
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    tensors = {name: tensor.contiguous() for name, tensor in content["tensors"].items()}
+    return content["tracetorch"], content["sha256"], tensors
+
+
+def _parse(path: Path, manifest: str, tensors: dict[str, Tensor]) -> StateFile:
+    said: dict[str, Any] = json.loads(manifest)
+    if said.get("format") != FORMAT:
+        raise StateFileError(
+            f"{path} has the format {said.get('format')!r}, this version reads {FORMAT!r}"
+        )
+    records = {name: StateRecord(**record) for name, record in said["states"].items()}
+    named = {name for name, record in records.items() if record.shape is not None}
+    if named != tensors.keys():
+        raise StateFileError(f"{path} names the states {sorted(named)} but holds {sorted(tensors)}")
+    for name, tensor in tensors.items():
+        held, record = (list(tensor.shape), dtype_name(tensor.dtype)), records[name]
+        if held != (record.shape, record.dtype):
+            raise StateFileError(
+                f"{path} says that {name} is {record.shape} {record.dtype}, but holds {held[0]} "
+                f"{held[1]}"
+            )
+    return StateFile(said["version"], records, tensors)
+
+
+def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

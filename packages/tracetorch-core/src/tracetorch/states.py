@@ -1,0 +1,70 @@
+"""States of one timestep: their shapes, whether they fit, restarting samples. Knows no file.
+
+A state has the shape of its layer's input with the layer's own sizes in place of the neurons:
+``[…, size, *extra]`` once the neurons are moved last. Users see it with the neurons at ``dim``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """The sizes a state has at, and after, the neurons' place: ``(size, *extra)``."""
+
+    sizes: tuple[int, ...]
+
+    def shape(self, timestep: torch.Size, dim: int) -> tuple[int, ...]:
+        """The state's shape in the user's layout for an input ``timestep``, neurons at ``dim``."""
+        size, *extra = self.sizes
+        return (*timestep[:dim], size, *timestep[dim + 1 :], *extra)
+
+    def neuron_dim(self, ndim: int, dim: int) -> int | None:
+        """Where the neurons of a state of ``ndim`` dimensions are; None if it has too few."""
+        rank = ndim - len(self.sizes) + 1
+        return dim % rank if -rank <= dim < rank else None
+
+    def holds(self, state: Tensor, dim: int) -> bool:
+        """Whether a tensor has this spec's sizes in their places."""
+        place = self.neuron_dim(state.ndim, dim)
+        if place is None:
+            return False
+        extra = state.shape[state.ndim - len(self.sizes) + 1 :]
+        return (state.shape[place], *extra) == self.sizes
+
+    def to_last(self, state: Tensor, dim: int) -> Tensor:
+        """The user's layout → neurons last (before the extra sizes); a view."""
+        return state.movedim(dim, state.ndim - len(self.sizes))
+
+    def from_last(self, state: Tensor, dim: int) -> Tensor:
+        """Neurons last → the user's layout; a view."""
+        return state.movedim(state.ndim - len(self.sizes), dim)
+
+
+def restarted(state: Tensor, mask: Tensor) -> Tensor:
+    """``state`` with zeros for the samples (dimension 0) where ``mask`` is true."""
+    return keep_where(~mask, state, torch.zeros_like(state))
+
+
+def keep_where(mask: Tensor, state: Tensor, other: Tensor) -> Tensor:
+    """``state`` for the samples (dimension 0) where ``mask`` is true, else ``other``."""
+    if state.shape[:1] != mask.shape:
+        raise ValueError(
+            f"a mask or lengths over {len(mask)} samples needs them at dimension 0 of every state "
+            f"and output of a timestep, got one of shape {list(state.shape)}"
+        )
+    return torch.where(mask.view(-1, *(1,) * (state.ndim - 1)), state, other)
+
+
+def checked_mask(mask: object) -> Tensor:
+    """A boolean mask over the batch; TypeError or ValueError otherwise."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else repr(mask)
+        raise TypeError(f"mask must be a boolean tensor over the batch, got {got}")
+    if mask.ndim != 1:
+        raise ValueError(f"mask must have one dimension, the batch, got shape {list(mask.shape)}")
+    return mask

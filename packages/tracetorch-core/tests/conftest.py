@@ -1,0 +1,33 @@
+"""What the core's tests share: the sample layers of ``tracetorch.testing``, and how to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import torch
+import tracetorch as tt
+from tracetorch import testing
+
+hypothesis.settings.register_profile("core", deadline=None, print_blob=True, max_examples=60)
+hypothesis.settings.load_profile("core")
+
+MAKERS: dict[str, Callable[..., tt.Layer]] = {
+    "Trace": testing.Trace,
+    "AdaptiveLIF": testing.AdaptiveLIF,
+    "StateSpace": testing.StateSpace,
+}
+
+
+@pytest.fixture(params=list(MAKERS))
+def make(request: pytest.FixtureRequest) -> Callable[..., tt.Layer]:
+    """Each of the three sample layers in turn: ``make(num_neurons, dim=…)``."""
+    return MAKERS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

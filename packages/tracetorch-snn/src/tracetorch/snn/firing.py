@@ -1,0 +1,67 @@
+"""How a membrane fires: which thresholds it has, what it emits, what a reset takes away.
+
+A way of firing is data plus one small function; ``mem`` is the membrane, neurons last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Spike = Callable[[Tensor], Tensor]
+Fired = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """One way to fire.
+
+    Attributes:
+        suffix: what it adds to a layer's name.
+        parameters: names of its thresholds, then its scales.
+        fire: ``(spike, mem, p) → (output, what the reset subtracts from mem)``.
+        equations: the same as text.
+    """
+
+    suffix: str
+    parameters: tuple[str, ...]
+    fire: Callable[[Spike, Tensor, Any], Fired]
+    equations: tuple[str, ...]
+
+
+def _binary(spike: Spike, mem: Tensor, p: Any) -> Fired:
+    s = spike(mem - p.threshold)
+    return s, s * p.threshold
+
+
+def _both(spike: Spike, mem: Tensor, p: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pos, neg = spike(mem - p.pos_threshold), spike(-mem - p.neg_threshold)
+    return pos, neg, pos * p.pos_threshold - neg * p.neg_threshold
+
+
+def _ternary(spike: Spike, mem: Tensor, p: Any) -> Fired:
+    pos, neg, reset = _both(spike, mem, p)
+    return pos - neg, reset
+
+
+def _scaled(spike: Spike, mem: Tensor, p: Any) -> Fired:
+    pos, neg, reset = _both(spike, mem, p)
+    return p.pos_scale * pos - p.neg_scale * neg, reset
+
+
+_TERNARY = (
+    "s⁺ = q(f(mem − θ⁺)), s⁻ = q(f(−mem − θ⁻))",
+    "mem ← mem − s⁺·θ⁺ + s⁻·θ⁻",
+)
+
+BINARY = Firing("B", ("threshold",), _binary, ("s = q(f(mem − θ))", "mem ← mem − s·θ", "out = s"))
+TERNARY = Firing("T", ("pos_threshold", "neg_threshold"), _ternary, (*_TERNARY, "out = s⁺ − s⁻"))
+SCALED = Firing(
+    "TS",
+    ("pos_threshold", "neg_threshold", "pos_scale", "neg_scale"),
+    _scaled,
+    (*_TERNARY, "out = a⁺·s⁺ − a⁻·s⁻"),
+)
