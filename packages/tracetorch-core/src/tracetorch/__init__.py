@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __path__ = extend_path(__path__, __name__)
 
-from tracetorch import constraints, functional
+from tracetorch import backends, constraints, functional
 from tracetorch.checkpointing import restored_states
 from tracetorch.constraints import Constraint
 from tracetorch.errors import LayerError, StateError, StateFileError
@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "StateError",
     "StateFileError",
+    "backends",
     "constraints",
     "functional",
     "named_layers",

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from tracetorch import checkpointing, constraints
 from tracetorch.constraints import Constraint
+from tracetorch.engine import sequence
 from tracetorch.errors import StateError
+from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.states import StateSpec, checked_mask, keep_where, restarted
 
@@ -73,6 +75,8 @@ class Layer(nn.Module):
         self._states: dict[str, Tensor | None] = {}
         self._baked: dict[str, Tensor] | None = None
         self._construction = (next(_serial), 0)
+        self._number = number(self)
+        self._programs: dict[object, str | None] = {}
         self._name_fields()
 
     # ------------------------------------------------------------------ declaring a layer
@@ -191,10 +195,16 @@ class Layer(nn.Module):
             )
         before = self._states
         try:
-            return torch.stack([self(timestep) for timestep in x])
+            return self._sequence(x)
         except BaseException:
             self._states = before
             raise
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        """A sequence of at least one timestep, final states left in place; fused where it can be."""
+        self._check_input(x[0])
+        fused = sequence.unroll(self, x)
+        return torch.stack([self(timestep) for timestep in x]) if fused is None else fused
 
     def _advance(self, x: Tensor, p: Any) -> Tensor:
         dim, dtype = self.dim, self._state_dtype(x)
@@ -470,13 +480,15 @@ class Layer(nn.Module):
             name: None if tensor is None else tensor.detach()
             for name, tensor in self._states.items()
         }
-        del state["_state_fields"], state["_parameter_fields"]
+        for transient in ("_state_fields", "_parameter_fields", "_number", "_programs"):
+            del state[transient]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # the original's place comes first, so that layers in a set keep their names in a copy
         self._construction = (state["_construction"][0], next(_serial))
+        self._number, self._programs = number(self), {}
         self._name_fields()
 
     def _name_fields(self) -> None:
