@@ -32,7 +32,7 @@ _RESERVED = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """What one direction of one layer computes, in which types.
 

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ _programs: dict[str, Program] = {}
 _lock = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """The kernels of one layer for one combination of types.
 
@@ -60,6 +60,7 @@ class Program:
         asked = {f"grad {name}" for name, flag in zip(names, flags, strict=True) if flag}
         return tuple(name for name in self.gradients if name in asked)
 
+    @functools.cache  # noqa: B019 - programs live as long as the process
     def kernel(self, wanted: tuple[str, ...], backward: bool) -> cpp.Kernel:
         """One direction; the forward one keeps what these gradients need."""
         return cpp.Kernel(self.traced, self.real, self.stored, wanted, backward)
@@ -148,8 +149,15 @@ class Program:
         strides = [parameter.ndim for parameter in parameters]
         sizes = (len(x), x.shape[1:].numel(), self.neurons, after, *strides)
         pointers = (ctypes.c_void_p * len(held))(*(0 if t is None else t.data_ptr() for t in held))
-        run = build.library(cpp.render(kernel)).run
-        run(pointers, (ctypes.c_int64 * len(sizes))(*sizes), torch.get_num_threads())
+        _compiled(kernel)(pointers, (ctypes.c_int64 * len(sizes))(*sizes), torch.get_num_threads())
+
+
+@functools.cache
+def _compiled(kernel: cpp.Kernel) -> Callable[..., None]:
+    run = build.library(cpp.render(kernel)).run
+    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    run.restype = None
+    return run
 
 
 def register(program: Program) -> str:

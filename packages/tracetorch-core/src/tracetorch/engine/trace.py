@@ -1,9 +1,10 @@
 """A layer's ``step`` → two graphs: the timestep, and its vector-Jacobian product.
 
-The step runs once on tensors without data (device ``meta``) while every operation of torch that it
-calls is written down; then torch's own autograd runs backward through it and is written down
-too, so that a surrogate keeps its own derivative. Nothing can be computed from values that are not
-there: a step that branches on its data is refused.
+The step runs once on a small sample while every operation of torch that it calls is written down;
+then torch's own autograd runs backward through it and is written down too, so that a surrogate
+keeps its own derivative. A step that looks at its data (branches on it, takes it to Python or
+NumPy) is refused. (Tensors on the ``meta`` device would forbid it by themselves, but they bring in
+torch's compiler, seconds of import.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracetorch.engine.graph import INPUT, Graph, Node, Refused, read_by, verify
@@ -80,7 +82,7 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     placed = {name: recorder.given(name) for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
     inputs = {**held, **placed}
-    with torch.enable_grad(), replaced(layer, placed), recorder:
+    with torch.enable_grad(), replaced(layer, placed), _Blind(), recorder:
         fields = layer._state_fields(*(held[name] for name in states))
         parameters = layer._parameter_fields(*(held[name] for name in own))
         new, y = layer.step(fields, held["x"], parameters)
@@ -103,17 +105,30 @@ def _backward(
     reached = [name for name, value in outputs.items() if value.requires_grad]
     if not reached:
         return {}
-    gradients = torch.autograd.grad(
-        [outputs[name] for name in reached],
-        list(inputs.values()),
-        [cotangents[name] for name in reached],
-        allow_unused=True,
-    )
+    end = _Seeded.apply([cotangents[name] for name in reached], *(outputs[n] for n in reached))
+    gradients = torch.autograd.grad(end, list(inputs.values()), allow_unused=True)
     return {
         f"grad {name}": recorder.node(gradient)
         for name, gradient in zip(inputs, gradients, strict=True)
         if gradient is not None
     }
+
+
+class _Seeded(torch.autograd.Function):
+    """Starts a backward pass from given cotangents.
+
+    ``torch.autograd.grad`` takes them too, but then imports a symbolic algebra system to compare
+    their shapes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cotangents: list[Tensor], *outputs: Tensor) -> Tensor:  # noqa: D102
+        ctx.cotangents = cotangents
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:  # noqa: D102
+        return None, *ctx.cotangents
 
 
 def weights_of(layer: Layer) -> dict[str, Tensor]:
@@ -150,6 +165,28 @@ def replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         yield
 
 
+class _Blind(TorchFunctionMode):
+    """Refuses the calls of a tensor that hand its values to Python."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _LOOKS:
+            raise Refused(f"Tensor.{name} at {_where()}: looks at values; a step must not")
+        return func(*args, **(kwargs or {}))
+
+
+_LOOKS = frozenset(
+    "__bool__ __int__ __float__ __complex__ __index__ __array__ __contains__ item tolist numpy "
+    "data_ptr is_nonzero equal allclose".split()
+)
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down what is computed, as a graph; a tensor is known by its storage.
 
@@ -168,8 +205,8 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []
 
     def given(self, name: str) -> Tensor:
-        """A tensor without data that stands for an input; of full size, so that no sum is needed."""
-        tensor = torch.empty(self.shape, dtype=self.dtype, device="meta")
+        """A tensor that stands for an input; of full size, so that no sum is needed."""
+        tensor = torch.ones(self.shape, dtype=self.dtype)
         self._know(tensor, self.graph.input(name))
         return tensor.requires_grad_()
 
