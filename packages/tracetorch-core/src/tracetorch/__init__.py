@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __path__ = extend_path(__path__, __name__)
 
 from tracetorch import backends, constraints, functional
+from tracetorch.backends import BackendError
 from tracetorch.checkpointing import restored_states
 from tracetorch.constraints import Constraint
 from tracetorch.errors import LayerError, StateError, StateFileError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BackendError",
     "Constraint",
     "Layer",
     "LayerError",

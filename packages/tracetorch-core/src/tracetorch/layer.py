@@ -18,6 +18,7 @@ from tracetorch import checkpointing, constraints
 from tracetorch.constraints import Constraint
 from tracetorch.engine import sequence
 from tracetorch.errors import StateError
+from tracetorch.folding import USED, Fold, Unfoldable
 from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.states import StateSpec, checked_mask, keep_where, restarted
@@ -74,6 +75,7 @@ class Layer(nn.Module):
         self._state_specs: dict[str, StateSpec] = {}
         self._states: dict[str, Tensor | None] = {}
         self._baked: dict[str, Tensor] | None = None
+        self._fold: Fold | None = None
         self._construction = (next(_serial), 0)
         self._number = number(self)
         self._programs: dict[object, str | None] = {}
@@ -175,6 +177,8 @@ class Layer(nn.Module):
             TypeError: ``x`` is no floating-point tensor.
             StateError: ``x`` does not fit the layer, or the standing state does not fit ``x``.
         """
+        if self._fold is not None:
+            return self._unfolded(x, self._fold)
         self._check_input(x)
         checkpointing.refuse_plain_recomputation(self)
         return self._advance(x, self._parameters_as(self._state_dtype(x)))
@@ -199,6 +203,16 @@ class Layer(nn.Module):
         except BaseException:
             self._states = before
             raise
+
+    def _unfolded(self, x: Tensor, fold: Fold) -> Tensor:
+        """All timesteps of a folded sequence, in its own order of time."""
+        if fold is USED:
+            raise Unfoldable(f"{self!r} is called more than once in a timestep")
+        steps = fold.apart(x)
+        self._fold = None
+        y = self.unroll(steps)
+        self._fold = USED
+        return y.flatten(0, 1)
 
     def _sequence(self, x: Tensor) -> Tensor:
         """A sequence of at least one timestep, final states left in place; fused where it can be."""

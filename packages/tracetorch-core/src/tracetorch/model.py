@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,11 +14,14 @@ from torch.utils._pytree import tree_map
 
 from tracetorch import state_files
 from tracetorch.errors import LayerError, StateError
+from tracetorch.folding import check_hooks, folded
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
-from tracetorch.states import keep_where
 from tracetorch.walk import Boundary, named_layers
+
+
+_log = logging.getLogger("tracetorch")
 
 
 class ParameterCount(NamedTuple):
@@ -66,6 +71,11 @@ class Model(Boundary):
         >>> net.get_states()
         {}
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stepped: dict[tuple[bool, int], str] = {}
+        self._watched: set[tuple[bool, int]] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``; an error of a layer says the layer's qualified name."""
@@ -237,34 +247,63 @@ class Model(Boundary):
             ValueError: an argument is out of range, or a state has no batch for ``lengths``.
         """
         steps = _checked_sequence(x, time_dim)
-        active = None if lengths is None else _active(lengths, steps)
+        if lengths is not None:
+            lengths = _checked_lengths(lengths, steps)
         every = _checked_count("detach_every", detach_every)
-        size = _checked_count("chunk_size", chunk_size) or len(steps)
+        size = _checked_count("chunk_size", chunk_size)
         layers = [layer for _, layer in self.named_layers()]
         before = [layer._states for layer in layers]
         chunks = []
         try:
-            for start in range(0, len(steps), size):
-                outputs = []
-                for t in range(start, min(start + size, len(steps))):
-                    if every and t and t % every == 0:
-                        self.detach_states()
-                    outputs.append(self._timestep(steps[t], None if active is None else active[t]))
-                chunks.append(tree_map(lambda *ys: torch.stack(ys), *outputs))
+            for start, stop in itertools.pairwise(_bounds(len(steps), every, size, lengths)):
+                if every and start and start % every == 0:
+                    self.detach_states()
+                chunks.append(self._chunk(layers, steps[start:stop], start, lengths))
             return tree_map(lambda *parts: _joined(parts, time_dim), *chunks)
         except BaseException:
             for layer, states in zip(layers, before, strict=True):
                 layer._states = states
             raise
 
-    def _timestep(self, x: Tensor, active: Tensor | None) -> Any:
-        if active is None:
-            return self(x)
-        before = [(layer, layer._states) for _, layer in self.named_layers()]
-        y = self(x)
+    def _chunk(
+        self, layers: list[Layer], steps: Tensor, start: int, lengths: Tensor | None
+    ) -> Any:
+        """Some timesteps, in which no sample ends; those that have ended stand still."""
+        before = [(layer, layer._states) for layer in layers]
+        y = self._folded_or_stepped(layers, steps)
+        if lengths is None:
+            return y
+        active = lengths > start
         for layer, states in before:
             layer._held(active, states)
-        return tree_map(lambda t: keep_where(active.to(t.device), t, torch.zeros_like(t)), y)
+        return tree_map(lambda t: _silenced(t, active), y)
+
+    def _folded_or_stepped(self, layers: list[Layer], steps: Tensor) -> Any:
+        """The chunk at once where that can be, else timestep by timestep."""
+        kind = (self.training, steps.ndim)
+        if kind in self._stepped:
+            return self._loop(steps)
+        before = [layer._states for layer in layers]
+        try:
+            return self._folded(layers, steps, watch=kind not in self._watched)
+        except Exception as why:  # whatever forward raises on folded time, stepping shows anew
+            for layer, states in zip(layers, before, strict=True):
+                layer._states = states
+            y = self._loop(steps)
+            self._stepped[kind] = str(why)
+            _log.info("%s is stepped: %s", type(self).__name__, why)
+            return y
+
+    def _folded(self, layers: list[Layer], steps: Tensor, watch: bool) -> Any:
+        modules = [module for module in self.modules() if not isinstance(module, Layer)]
+        check_hooks(modules)
+        watch = watch and not torch.compiler.is_compiling()
+        y = folded(self, modules, layers, steps, watch)
+        self._watched.add((self.training, steps.ndim))
+        return y
+
+    def _loop(self, steps: Tensor) -> Any:
+        return tree_map(lambda *ys: torch.stack(ys), *[self(timestep) for timestep in steps])
 
     # ------------------------------------------------------------------ inference
 
@@ -386,8 +425,27 @@ def _checked_count(name: str, value: int | None) -> int | None:
     return None if value is None else checked_integer("unroll", name, value, low=1)
 
 
-def _active(lengths: Tensor, steps: Tensor) -> Tensor:
-    """``[T, B]``: whether a sample's sequence is still going on."""
+def _bounds(
+    steps: int, every: int | None, size: int | None, lengths: Tensor | None
+) -> list[int]:
+    """Where chunks begin and end: at multiples of the sizes asked for and where samples end."""
+    bounds = {0, steps, *range(0, steps, every or steps), *range(0, steps, size or steps)}
+    return sorted(bounds if lengths is None else bounds.union(lengths.tolist()))
+
+
+def _silenced(output: Tensor, active: Tensor) -> Tensor:
+    """Outputs ``[T, B, …]`` with zeros for the samples that have ended."""
+    if output.shape[1:2] != active.shape:
+        raise ValueError(
+            f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every state "
+            f"and output of a timestep, got one of shape {list(output.shape[1:])}"
+        )
+    kept = active.to(output.device).view(1, -1, *(1,) * (output.ndim - 2))
+    return torch.where(kept, output, torch.zeros_like(output))
+
+
+def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:
+    """One length per sample, each within the sequence."""
     kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
         got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
@@ -399,4 +457,4 @@ def _active(lengths: Tensor, steps: Tensor) -> Tensor:
         )
     if bool(((lengths < 0) | (lengths > len(steps))).any()):
         raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
-    return torch.arange(len(steps), device=lengths.device)[:, None] < lengths
+    return lengths

@@ -33,14 +33,14 @@ INLINE void store(float16 *to, float v) { *to = float16(v); }
 template <typename real> struct format;
 template <> struct format<float> {
     typedef uint32_t word;
-    enum { mantissa = 23, bias = 127, exp_terms = 7, log_terms = 6 };
+    enum { mantissa = 23, bias = 127, exponent_bits = 9, exp_terms = 7, log_terms = 6 };
     static constexpr float round = 12582912.f, lowest = -104.f, highest = 89.f,
                            ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f,
                            least_normal = 1.17549435e-38f;
 };
 template <> struct format<double> {
     typedef uint64_t word;
-    enum { mantissa = 52, bias = 1023, exp_terms = 13, log_terms = 12 };
+    enum { mantissa = 52, bias = 1023, exponent_bits = 12, exp_terms = 13, log_terms = 12 };
     static constexpr double round = 6755399441055744.0, lowest = -746.0, highest = 710.0,
                             ln2_high = 6.93147180369123816490e-01,
                             ln2_low = 1.90821492927058770002e-10,
@@ -100,7 +100,7 @@ template <typename real> INLINE real log(real x) {
     const real s = (m - real(1)) / (m + real(1)), q = s * s;
     real sum = 0;
     for (int k = f::log_terms; k > 0; --k) sum = (sum + real(1) / real(2 * k + 1)) * q;
-    const word wide = word(1) << (f::mantissa + 1 - 9);
+    const word wide = word(1) << (f::exponent_bits - 1);
     const real k = of_bits<real>(bits_of(f::round) + ((exponent + wide) & (2 * wide - 1)) - wide) -
                    f::round - (x < f::least_normal ? real(f::mantissa) : real(0));
     const real finite = k * f::ln2_high + (real(2) * s + real(2) * s * sum + k * f::ln2_low);

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracetorch.engine.graph import INPUT, Graph, Node, Refused, read_by, verify
 from tracetorch.engine.ops import BY_ATEN
+from tracetorch.looking import Blind, Looked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,14 +82,22 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     placed = {name: recorder.given(name) for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
     inputs = {**held, **placed}
-    with torch.enable_grad(), replaced(layer, placed), _Blind(), recorder:
+    with torch.enable_grad(), replaced(layer, placed), recorder:
         fields = layer._state_fields(*(held[name] for name in states))
         parameters = layer._parameter_fields(*(held[name] for name in own))
-        new, y = layer.step(fields, held["x"], parameters)
+        new, y = _blind_step(layer, fields, held["x"], parameters)
         outputs = dict(zip(_outputs(states), (*(new[name] for name in states), y), strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = _backward(recorder, outputs, inputs, cotangents)
     return Traced(states, (*own, *weights), forward, backward)
+
+
+def _blind_step(layer: Layer, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
+    try:
+        with Blind():
+            return layer.step(states, x, p)
+    except Looked as looked:
+        raise Refused(f"the step looks at values ({looked})") from None
 
 
 def _outputs(states: Sequence[str]) -> tuple[str, ...]:
@@ -163,28 +171,6 @@ def replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
     with _reparametrize_module(layer, dict(tensors)):
         yield
-
-
-class _Blind(TorchFunctionMode):
-    """Refuses the calls of a tensor that hand its values to Python."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _LOOKS:
-            raise Refused(f"Tensor.{name} at {_where()}: looks at values; a step must not")
-        return func(*args, **(kwargs or {}))
-
-
-_LOOKS = frozenset(
-    "__bool__ __int__ __float__ __complex__ __index__ __array__ __contains__ item tolist numpy "
-    "data_ptr is_nonzero equal allclose".split()
-)
 
 
 class _Recorder(TorchDispatchMode):
@@ -388,7 +374,7 @@ def _where() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch.", "tracetorch.engine")) and name != "torch":
+        if not name.startswith(("torch.", "tracetorch.engine", "tracetorch.looking")) and name != "torch":
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
