@@ -21,7 +21,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import uuid
 from pathlib import Path
 
@@ -36,7 +35,6 @@ _FLAGS = (
 _NATIVE = {"x86_64": ("-march=native",), "AMD64": ("-march=native",)}
 _SEAL = b"tracetorch-kernel"
 
-_lock = threading.Lock()
 _loaded: dict[str, ctypes.CDLL] = {}
 
 
@@ -63,11 +61,10 @@ def library(source: str) -> ctypes.CDLL:
     Raises:
         BuildError: it cannot be compiled or loaded here.
     """
-    with _lock:
-        key = _key(source)
-        if key not in _loaded:
-            _loaded[key] = _from_cache(key, source)
-        return _loaded[key]
+    key = _key(source)
+    if key not in _loaded:
+        _loaded[key] = _from_cache(key, source)
+    return _loaded[key]
 
 
 def _key(source: str) -> str:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,17 @@ class Program:
     def kernel(self, wanted: tuple[str, ...], backward: bool) -> cpp.Kernel:
         """One direction; the forward one keeps what these gradients need."""
         return cpp.Kernel(self.traced, self.real, self.stored, wanted, backward)
+
+    def prepare(self, flags: Sequence[bool]) -> None:
+        """Compile what a sequence with these gradients needs, both directions at once.
+
+        Raises:
+            BuildError: a kernel cannot be compiled here.
+        """
+        wanted = self.wanted(flags)
+        directions = (False, True) if wanted else (False,)
+        with ThreadPoolExecutor(len(directions)) as pool:
+            list(pool.map(lambda backward: _compiled(self.kernel(wanted, backward)), directions))
 
     def forward(
         self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], flags: Sequence[bool]
@@ -160,10 +172,10 @@ def _compiled(kernel: cpp.Kernel) -> Callable[..., None]:
     return run
 
 
-def register(program: Program) -> str:
-    """Make a program known by its name; the same content is registered once."""
+def register(program: Program) -> Program:
+    """Make a program known by its name; the one already known where the content is the same."""
     with _lock:
-        return _programs.setdefault(program.name, program).name
+        return _programs.setdefault(program.name, program)
 
 
 def registered(name: str) -> Program:

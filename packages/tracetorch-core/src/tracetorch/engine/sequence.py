@@ -42,15 +42,15 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
     if backends.chosen() == "eager" or _transformed():
         return None
     dtype = layer._state_dtype(x)
-    name = program_name(layer._number, x.ndim - 1, dtype, x.dtype, x.device.type)
-    if name is None:
-        return None
     states = [
         layer._standing(state, spec, x[0], dtype) for state, spec in layer._state_specs.items()
     ]
     weights = [weight.to(dtype) for weight in weights_of(layer).values()]
     parameters = [*layer._parameters_as(dtype), *weights]
     flags = [torch.is_grad_enabled() and t.requires_grad for t in (x, *states, *parameters)]
+    name = program_name(layer._number, x.ndim - 1, dtype, x.dtype, x.device.type, *flags)
+    if name is None:
+        return None
     y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, name, flags)
     layer._states = dict(zip(layer._state_specs, rest, strict=False))
     return y  # type: ignore[no-any-return]
@@ -64,40 +64,57 @@ def _transformed() -> bool:
 
 
 def program_name(
-    number: int, ndim: int, real: torch.dtype, stored: torch.dtype, device: str
+    number: int, ndim: int, real: torch.dtype, stored: torch.dtype, device: str, *flags: bool
 ) -> str | None:
-    """The registered program of a layer for these types; None where it must step.
+    """The registered, compiled program of a layer for these types; None where it must step.
 
-    Asked and answered in constants: ``torch.compile`` takes the answer as one.
+    Asked and answered in constants: ``torch.compile`` takes the answer as one. ``flags``: for
+    input, states and parameters, whether a gradient is wanted.
     """
     layer = numbered(number)
-    key = (ndim, real, stored, device, backends.chosen(), _fingerprint(layer))
+    key = (ndim, real, stored, device, flags, backends.chosen(), _fingerprint(layer))
     if key not in layer._programs:
-        try:
-            layer._programs[key] = _program(layer, ndim, real, stored, device)
-        except (Refused, build.BuildError) as why:
-            backends.cannot(layer, str(why))
-            layer._programs[key] = None
+        layer._programs[key] = _prepared(layer, ndim, real, stored, device, flags)
     return layer._programs[key]
 
 
 program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _prepared(
+    layer: Layer,
+    ndim: int,
+    real: torch.dtype,
+    stored: torch.dtype,
+    device: str,
+    flags: Sequence[bool],
+) -> str | None:
+    try:
+        program = _program(layer, ndim, real, stored, device)
+        program.prepare(flags)
+    except (Refused, build.BuildError) as why:
+        backends.cannot(layer, str(why))
+        return None
+    _users.setdefault(program.name, weakref.WeakSet()).add(layer)
+    return program.name
+
+
 def _program(
     layer: Layer, ndim: int, real: torch.dtype, stored: torch.dtype, device: str
-) -> str:
+) -> Program:
     if device != "cpu":
         raise Refused(f"there are no kernels for tensors on {device}")
     if real not in REAL or stored not in STORED:
         raise Refused(f"there are no kernels for states in {real} and inputs in {stored}")
     _check_ordinary(layer)
-    traced = trace(layer, real, ndim)
+    try:
+        traced = trace(layer, real, ndim)
+    except Refused:
+        raise
+    except Exception as error:  # the user's own code, on a sample: stepping will show what it is
+        raise Refused(f"its step raised {type(error).__name__} on a sample: {error}") from error
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
-    program = Program(traced, real, stored, layer.num_neurons, dim)
-    name = register(program)
-    _users.setdefault(name, weakref.WeakSet()).add(layer)
-    return name
+    return register(Program(traced, real, stored, layer.num_neurons, dim))
 
 
 _users: dict[str, weakref.WeakSet[Layer]] = {}
