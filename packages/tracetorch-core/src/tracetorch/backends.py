@@ -84,7 +84,7 @@ def _checked(name: str) -> str:
 
 
 def cannot(layer: object, why: str) -> None:
-    """Say once in the log that a layer runs eagerly; an error if a backend was asked for by name."""
+    """Say once in the log that a layer runs eagerly; BackendError if one was asked for by name."""
     if chosen() not in ("auto", "eager"):
         raise BackendError(f"{layer!r} cannot run on the backend {chosen()!r}: {why}")
     message = f"{type(layer).__name__} runs step by step: {why}"

@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tracetorch.looking import Blind, Looked
 
 
-class Unfoldable(Exception):  # noqa: N818 - an answer, not a failure: the model is stepped
+class Unfoldable(Exception):
     """A forward pass cannot take a whole sequence at once; the message says why."""
 
 
@@ -38,7 +37,7 @@ class Fold(NamedTuple):
                 f"a value of {got} does not have the {self.steps}·{self.batch} timesteps and "
                 f"samples at dimension 0"
             )
-        return x.unflatten(0, (self.steps, self.batch))
+        return x.reshape(self.steps, self.batch, *x.shape[1:])
 
 
 # what a layer's mark becomes once it has been called

@@ -215,7 +215,7 @@ class Layer(nn.Module):
         return y.flatten(0, 1)
 
     def _sequence(self, x: Tensor) -> Tensor:
-        """A sequence of at least one timestep, final states left in place; fused where it can be."""
+        """A sequence of at least one timestep, states left in place; fused where it can be."""
         self._check_input(x[0])
         fused = sequence.unroll(self, x)
         return torch.stack([self(timestep) for timestep in x]) if fused is None else fused

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-_LOOKS = frozenset(
-    "__bool__ __int__ __float__ __complex__ __index__ __array__ __contains__ item tolist numpy "
-    "data_ptr is_nonzero equal allclose".split()
-)
+_LOOKS = frozenset((
+    "__bool__", "__int__", "__float__", "__complex__", "__index__", "__array__", "__contains__",
+    "item", "tolist", "numpy", "data_ptr", "is_nonzero", "equal", "allclose",
+))  # fmt: skip
 
 
-class Looked(Exception):  # noqa: N818 - what is raised depends on who asked
+class Looked(Exception):
     """A value was handed to Python; the message is the call."""
 
 

@@ -20,7 +20,6 @@ from tracetorch.parameters import checked_integer
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
 from tracetorch.walk import Boundary, named_layers
 
-
 _log = logging.getLogger("tracetorch")
 
 
@@ -265,9 +264,7 @@ class Model(Boundary):
                 layer._states = states
             raise
 
-    def _chunk(
-        self, layers: list[Layer], steps: Tensor, start: int, lengths: Tensor | None
-    ) -> Any:
+    def _chunk(self, layers: list[Layer], steps: Tensor, start: int, lengths: Tensor | None) -> Any:
         """Some timesteps, in which no sample ends; those that have ended stand still."""
         before = [(layer, layer._states) for layer in layers]
         y = self._folded_or_stepped(layers, steps)
@@ -425,9 +422,7 @@ def _checked_count(name: str, value: int | None) -> int | None:
     return None if value is None else checked_integer("unroll", name, value, low=1)
 
 
-def _bounds(
-    steps: int, every: int | None, size: int | None, lengths: Tensor | None
-) -> list[int]:
+def _bounds(steps: int, every: int | None, size: int | None, lengths: Tensor | None) -> list[int]:
     """Where chunks begin and end: at multiples of the sizes asked for and where samples end."""
     bounds = {0, steps, *range(0, steps, every or steps), *range(0, steps, size or steps)}
     return sorted(bounds if lengths is None else bounds.union(lengths.tolist()))
@@ -437,8 +432,8 @@ def _silenced(output: Tensor, active: Tensor) -> Tensor:
     """Outputs ``[T, B, …]`` with zeros for the samples that have ended."""
     if output.shape[1:2] != active.shape:
         raise ValueError(
-            f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every state "
-            f"and output of a timestep, got one of shape {list(output.shape[1:])}"
+            f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every "
+            f"state and output of a timestep, got one of shape {list(output.shape[1:])}"
         )
     kept = active.to(output.device).view(1, -1, *(1,) * (output.ndim - 2))
     return torch.where(kept, output, torch.zeros_like(output))

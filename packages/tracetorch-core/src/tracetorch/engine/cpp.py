@@ -23,13 +23,6 @@ STORED = {**REAL, torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 # a block's working set should stay in the first-level cache, and its rows be long enough to stream
 _CACHE_BYTES = 40_000
-_RESERVED = frozenset(
-    "auto bool break case char class const continue default delete do double else enum explicit "
-    "extern false float for friend goto if inline int long namespace new operator private "
-    "protected public register return short signed sizeof static struct switch template this "
-    "throw true try typedef union unsigned using virtual void volatile while and or not xor "
-    "math real stored i j k m t x y lane rest sizes pointers steps lanes".split()
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +80,10 @@ def render(kernel: Kernel) -> str:
     """The whole source of a kernel.
 
     ``pointers`` lead to what ``kernel.pointers`` lists: sequences ``[T, L]`` of ``stored``, states
-    ``[L]``, kept states ``[ceil(T / period), L]``, parameters ``[neurons]`` or one value. A state or
-    its gradient that is null is zero; a kept state, output state or gradient that is null is not
-    written. ``sizes``: T, L, neurons, lanes between two neurons, then 0 or 1 for each parameter that
-    is one value or one per neuron.
+    ``[L]``, kept states ``[ceil(T / period), L]``, parameters ``[neurons]`` or one value. A state
+    or its gradient that is null is zero; a kept state, output state or gradient that is null is not
+    written. ``sizes``: T, L, neurons, lanes between two neurons, then 0 or 1 for each parameter
+    that is one value or one per neuron.
     """
     body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
     half = "#define TRACETORCH_HALF 1\n" if torch.float16 == kernel.stored else ""
@@ -101,7 +94,7 @@ def render(kernel: Kernel) -> str:
         f"typedef {STORED[kernel.stored]} stored;\n"
         f"enum {{ WIDTH = {kernel.width}, PERIOD = {kernel.period} }};\n\n"
         f"static void block(void **pointers, const int64_t *sizes, int64_t lane) {{\n{body}}}\n\n"
-        "extern \"C\" void run(void **pointers, const int64_t *sizes, int threads) {\n"
+        'extern "C" void run(void **pointers, const int64_t *sizes, int threads) {\n'
         "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, threads);\n"
         "}\n"
     )
@@ -145,7 +138,11 @@ class _Direction:
         )
 
     def loop(
-        self, depth: int, outputs: Mapping[str, Node], read: Mapping[str, str], write: Mapping[str, str]
+        self,
+        depth: int,
+        outputs: Mapping[str, Node],
+        read: Mapping[str, str],
+        write: Mapping[str, str],
     ) -> None:
         """One timestep in every lane: inputs read, each value once, outputs written."""
         self.say(depth, "#pragma omp simd", "for (int i = 0; i < WIDTH; ++i) {")
@@ -294,9 +291,8 @@ def _array(prefix: str, name: str) -> str:
 
 
 def _name(label: str) -> str:
-    """An input's name as a C++ identifier."""
-    name = re.sub(r"[^0-9A-Za-z_]", "_", label)
-    return f"{name}_" if name in _RESERVED or re.fullmatch(r"v\d+", name) else name
+    """An input's name as an identifier; no word of the language ends in an underscore."""
+    return re.sub(r"[^0-9A-Za-z_]", "_", label) + "_"
 
 
 def _literal(value: float) -> str:

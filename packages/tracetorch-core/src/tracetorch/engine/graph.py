@@ -18,7 +18,7 @@ INPUT, CONST = "input", "const"
 _BOUNDED = ("sigmoid", "tanh", "erf", "atan")
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a failure: the layer runs eagerly
+class Refused(Exception):
     """The engine cannot take a step; the message says what of it and where."""
 
 
@@ -150,7 +150,9 @@ def verify(outputs: Mapping[str, Node], inputs: Iterable[str]) -> None:
     for node in ordered(outputs.values()):
         if node.op == INPUT:
             if node.label not in known:
-                raise ValueError(f"the graph reads {node.label!r}, which is none of {sorted(known)}")
+                raise ValueError(
+                    f"the graph reads {node.label!r}, which is none of {sorted(known)}"
+                )
         elif node.op == CONST:
             if not math.isfinite(node.value) and node.label not in ("inf", "-inf", "nan"):
                 raise ValueError(f"the constant {node.label} is no number")

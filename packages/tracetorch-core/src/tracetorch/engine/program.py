@@ -78,7 +78,11 @@ class Program:
             list(pool.map(lambda backward: _compiled(self.kernel(wanted, backward)), directions))
 
     def forward(
-        self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], flags: Sequence[bool]
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        flags: Sequence[bool],
     ) -> list[Tensor]:
         """``[y, *new states, *kept states]``."""
         kernel = self.kernel(self.wanted(flags), backward=False)
@@ -89,9 +93,7 @@ class Program:
         self._run(kernel, x, given, parameters)
         return outputs
 
-    def outputs(
-        self, x: Tensor, states: Sequence[Tensor], flags: Sequence[bool]
-    ) -> list[Tensor]:
+    def outputs(self, x: Tensor, states: Sequence[Tensor], flags: Sequence[bool]) -> list[Tensor]:
         """What :meth:`forward` fills: also right for tensors without data."""
         kernel = self.kernel(self.wanted(flags), backward=False)
         blocks = (x.shape[0] + kernel.period - 1) // kernel.period
@@ -119,16 +121,16 @@ class Program:
             for name in kernel.wanted
         }
         self._run(kernel, x, {**given, **found}, parameters)
-        return [
-            self._per_parameter(name, gradient, parameters) for name, gradient in found.items()
-        ]
+        return [self._per_parameter(name, gradient, parameters) for name, gradient in found.items()]
 
     def gradient_shapes(
         self, x: Tensor, parameters: Sequence[Tensor], flags: Sequence[bool]
     ) -> list[Tensor]:
         """What :meth:`backward` returns, without values."""
         shapes = {"grad x": x}
-        shapes.update((f"grad {n}", p) for n, p in zip(self.traced.parameters, parameters, strict=True))
+        shapes.update(
+            (f"grad {n}", p) for n, p in zip(self.traced.parameters, parameters, strict=True)
+        )
         return [
             shapes[name].new_empty(shapes[name].shape)
             if name in shapes

@@ -26,7 +26,7 @@ from tracetorch.numbering import numbered
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
 
-_library = torch.library.Library("tracetorch", "DEF")
+_library: Any = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "unroll(Tensor x, Tensor[] states, Tensor[] parameters, str program, bool[] wanted) -> Tensor[]"
 )
@@ -34,7 +34,6 @@ _library.define(
     "unroll_backward(Tensor x, Tensor?[] cotangents, Tensor[] kept, Tensor[] parameters, "
     "str program, bool[] wanted) -> Tensor[]"
 )
-
 
 
 def unroll(layer: Layer, x: Tensor) -> Tensor | None:
@@ -75,7 +74,8 @@ def program_name(
     key = (ndim, real, stored, device, flags, backends.chosen(), _fingerprint(layer))
     if key not in layer._programs:
         layer._programs[key] = _prepared(layer, ndim, real, stored, device, flags)
-    return layer._programs[key]
+    name: str | None = layer._programs[key]
+    return name
 
 
 program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -257,9 +257,7 @@ def _replay(
     with replaced(layer, dict(zip(weights_of(layer), weights, strict=True))):
         for timestep in x:
             inflow = timestep.movedim(layer.dim, -1).to(dtype)
-            new, y = layer.step(
-                layer._state_fields(*now), inflow, layer._parameter_fields(*own)
-            )
+            new, y = layer.step(layer._state_fields(*now), inflow, layer._parameter_fields(*own))
             now = [new[state] for state in layer._state_specs]
             ys.append(y.movedim(-1, layer.dim).to(x.dtype))
     ends = [torch.stack(ys), *(state.movedim(-1, layer.dim) for state in now)]

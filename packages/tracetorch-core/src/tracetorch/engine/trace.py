@@ -92,7 +92,9 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     return Traced(states, (*own, *weights), forward, backward)
 
 
-def _blind_step(layer: Layer, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
+def _blind_step(
+    layer: Layer, states: Any, x: Tensor, p: Any
+) -> tuple[Mapping[str, Tensor], Tensor]:
     try:
         with Blind():
             return layer.step(states, x, p)
@@ -130,12 +132,12 @@ class _Seeded(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, cotangents: list[Tensor], *outputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, cotangents: list[Tensor], *outputs: Tensor) -> Tensor:
         ctx.cotangents = cotangents
         return outputs[0].new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:  # noqa: D102
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
         return None, *ctx.cotangents
 
 
@@ -173,7 +175,7 @@ def replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         yield
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what is computed, as a graph; a tensor is known by its storage.
 
     Autograd hands back what it saved in new tensor objects, but on the same storage, and nothing
@@ -185,7 +187,7 @@ class _Recorder(TorchDispatchMode):
         return False  # nothing is compiled here, and asking would import the compiler
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shape, self.dtype, self.graph = shape, dtype, Graph()
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []
@@ -224,7 +226,11 @@ class _Recorder(TorchDispatchMode):
         self._alive.append(tensor)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = str(func).removeprefix("aten.").removesuffix(".default")
@@ -244,7 +250,7 @@ class _Recorder(TorchDispatchMode):
     def _write(
         self, name: str, out: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """A write in place into something computed here: from now on its storage is another node."""
+        """A write in place into what was computed here: its storage is another node from now on."""
         target = self.node(args[0])
         if target.op == INPUT:
             raise Refused(f"writes in place into {target.label}; a step must be pure")
@@ -366,7 +372,8 @@ _SPECIAL: dict[str, _Make] = {
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def _where() -> str:
@@ -374,7 +381,10 @@ def _where() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch.", "tracetorch.engine", "tracetorch.looking")) and name != "torch":
+        if (
+            not name.startswith(("torch.", "tracetorch.engine", "tracetorch.looking"))
+            and name != "torch"
+        ):
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
