@@ -1,5 +1,6 @@
 // What generated kernels share: 16-bit storage, elementary functions that vectorise, threads.
 // Relative error of math:: below 3 ulp; NaN and infinities come out as from the C library.
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
@@ -165,35 +166,39 @@ template <typename real> INLINE void give(const real *from, void *to, int64_t at
 }
 
 typedef void (*Block)(void **pointers, const int64_t *sizes, int64_t lane);
-struct Share {
+struct Work {
     Block block;
     void **pointers;
     const int64_t *sizes;
-    int64_t begin, end, width;
+    int64_t width, blocks, next;
 };
-static void *work(void *argument) {
-    const Share *share = (const Share *)argument;
-    for (int64_t b = share->begin; b < share->end; ++b)
-        share->block(share->pointers, share->sizes, b * share->width);
+static void take_blocks(void *argument) {
+    Work *work = (Work *)argument;
+    for (int64_t b; (b = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->blocks;)
+        work->block(work->pointers, work->sizes, b * work->width);
+}
+static void *take_blocks_in_thread(void *argument) {
+    take_blocks(argument);
     return nullptr;
 }
-// blocks of lanes, shared out over at most 64 threads; a thread that cannot be had is done without
+// Blocks of lanes go to whoever is free: the threads torch keeps for its own operations where they
+// can be reached (GNU OpenMP), else threads made here; one that cannot be had is done without.
 static void run_blocks(Block block, void **pointers, const int64_t *sizes, int64_t lanes,
                        int64_t width, int threads) {
-    const int64_t blocks = (lanes + width - 1) / width;
-    if (threads > blocks) threads = int(blocks);
-    if (threads > 64) threads = 64;
-    if (threads < 1) threads = 1;
-    Share shares[64];
-    pthread_t others[64];
-    bool started[64];
-    for (int k = 0; k < threads; ++k)
-        shares[k] = Share{block, pointers, sizes, blocks * k / threads, blocks * (k + 1) / threads, width};
-    for (int k = 1; k < threads; ++k)
-        started[k] = pthread_create(&others[k], nullptr, work, &shares[k]) == 0;
-    work(&shares[0]);
-    for (int k = 1; k < threads; ++k) {
-        if (started[k]) pthread_join(others[k], nullptr);
-        else work(&shares[k]);
+    Work work = {block, pointers, sizes, width, (lanes + width - 1) / width, 0};
+    if (threads > work.blocks) threads = int(work.blocks);
+    if (threads > 256) threads = 256;
+    typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+    static const Parallel parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    if (threads > 1 && parallel) {
+        parallel(take_blocks, &work, unsigned(threads), 0);
+        return;
     }
+    pthread_t others[256];
+    int started = 0;
+    while (started + 1 < threads &&
+           pthread_create(&others[started], nullptr, take_blocks_in_thread, &work) == 0)
+        ++started;
+    take_blocks(&work);
+    while (started > 0) pthread_join(others[--started], nullptr);
 }

@@ -211,6 +211,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, states, parameters, ctx.program, ctx.wanted = inputs
     ctx.states, ctx.parameters = len(states), len(parameters)
     kept = output[1 + len(states) :]
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
     ctx.save_for_backward(x, *states, *parameters, *kept)
 
