@@ -15,7 +15,7 @@ from tracetorch.errors import LayerError, StateError
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
-from tracetorch.states import keep_where
+from tracetorch.states import checked_states, keep_where
 from tracetorch.walk import Boundary, named_layers
 
 
@@ -120,9 +120,10 @@ class Model(Boundary):
             strict: refuse names the model does not have, and demand every one it has.
 
         Raises:
+            TypeError: ``states`` is no mapping.
             StateError: a name, shape or dtype does not fit; no state has changed then.
         """
-        layers = dict(self.named_layers())
+        states, layers = checked_states(states), dict(self.named_layers())
         known = {f"{name}.{state}" for name, layer in layers.items() for state in layer._states}
         unknown, missing = sorted(states.keys() - known), sorted(known - states.keys())
         if strict and (unknown or missing):
@@ -170,10 +171,22 @@ class Model(Boundary):
             device: where to put the states; each layer's own device where None.
 
         Raises:
+            ValueError: another suffix.
+            FileNotFoundError: there is no such file.
             StateFileError: the file is truncated, damaged or not a state file.
-            StateError: the states do not fit this model. In both cases nothing has changed.
+            StateError: the states do not fit this model. In no case has anything changed.
         """
         content = state_files.read(path)
+        try:
+            self.set_states(self._from_file(content, strict, device), strict)
+        except StateError as error:
+            error.message = f"{path}: {error.message}"
+            self._locate(error)
+            raise
+
+    def _from_file(
+        self, content: StateFile, strict: bool, device: torch.device | str | None
+    ) -> dict[str, Tensor | None]:
         layers = {
             f"{name}.{s}": layer for name, layer in self.named_layers() for s in layer._states
         }
@@ -182,13 +195,15 @@ class Model(Boundary):
             layer = layers.get(name)
             if strict and layer is not None and record.layer != _class_name(layer):
                 raise StateError(
-                    layer, f"{path} holds {name} of a {record.layer}, not of a {_class_name(layer)}"
+                    layer,
+                    f"{name} was saved of a {record.layer}, not of a {_class_name(layer)}; "
+                    f"pass strict=False to take it all the same",
                 )
             tensor = content.tensors.get(name)
             if tensor is not None and layer is not None:
                 tensor = _placed(tensor, record, layer, device)
             states[name] = tensor
-        self.set_states(states, strict)
+        return states
 
     def _for_all(self, change: Callable[[str, Layer], dict[str, Tensor | None]]) -> None:
         """Compute the new states of every layer, then put all in place: all or none."""
@@ -225,8 +240,9 @@ class Model(Boundary):
             lengths: integers ``[B]`` in 0…T: after its own length a sample's states stand still
                 and its outputs are zero.
             chunk_size: how many timesteps are processed at a time, at least 1.
-            detach_every: cut the states from the graph after every so many timesteps (truncated
-                back-propagation through time), counted from the start of this call.
+            detach_every: cut the states from the graph between every so many timesteps (truncated
+                back-propagation through time), counted from the start of this call. The final
+                states keep the graph of the last timesteps, of a sample's own with ``lengths``.
 
         Returns:
             The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
@@ -240,31 +256,46 @@ class Model(Boundary):
         active = None if lengths is None else _active(lengths, steps)
         every = _checked_count("detach_every", detach_every)
         size = _checked_count("chunk_size", chunk_size) or len(steps)
-        layers = [layer for _, layer in self.named_layers()]
-        before = [layer._states for layer in layers]
+        before = self._standing()
         chunks = []
         try:
             for start in range(0, len(steps), size):
                 outputs = []
                 for t in range(start, min(start + size, len(steps))):
+                    going_on = None if active is None else active[t]
                     if every and t and t % every == 0:
-                        self.detach_states()
-                    outputs.append(self._timestep(steps[t], None if active is None else active[t]))
+                        self._cut(going_on)
+                    outputs.append(self._timestep(steps[t], going_on))
                 chunks.append(tree_map(lambda *ys: torch.stack(ys), *outputs))
             return tree_map(lambda *parts: _joined(parts, time_dim), *chunks)
-        except BaseException:
-            for layer, states in zip(layers, before, strict=True):
-                layer._states = states
+        except BaseException as error:
+            for layer in self._standing():
+                layer._states = before.get(layer, dict.fromkeys(layer._states))
+            if isinstance(error, LayerError):
+                self._locate(error)
             raise
+
+    def _standing(self) -> dict[Layer, dict[str, Tensor | None]]:
+        return {layer: layer._states for _, layer in self.named_layers()}
 
     def _timestep(self, x: Tensor, active: Tensor | None) -> Any:
         if active is None:
             return self(x)
-        before = [(layer, layer._states) for _, layer in self.named_layers()]
+        before = self._standing()
         y = self(x)
-        for layer, states in before:
-            layer._held(active, states)
+        self._hold(active, before)
         return tree_map(lambda t: keep_where(active.to(t.device), t, torch.zeros_like(t)), y)
+
+    def _cut(self, active: Tensor | None) -> None:
+        """Detach the states, but not those of samples whose sequence is over."""
+        before = self._standing()
+        self.detach_states()
+        if active is not None and (torch.compiler.is_compiling() or not active.all()):
+            self._hold(active, before)
+
+    def _hold(self, active: Tensor, before: dict[Layer, dict[str, Tensor | None]]) -> None:
+        for layer in self._standing():
+            layer._held(active, before.get(layer, {}))
 
     # ------------------------------------------------------------------ inference
 
@@ -307,7 +338,7 @@ class Model(Boundary):
         for name, layer in self.named_layers():
             count = sum(p.numel() for p in layer.parameters())
             sizes = [
-                state.numel() // (state.shape[0] if layer._batched(key, state) else 1)
+                state.shape[1 if layer._batched(key, state) else 0 :].numel()
                 for key, state in layer.get_states().items()
             ]
             per_sample = str(sum(sizes)) if len(sizes) == len(layer._states) else "-"
@@ -325,10 +356,13 @@ class Model(Boundary):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        registered = set(map(id, self.modules()))
+        reached = set(map(id, self.modules()))
+        inner = [m for m in self.modules() if isinstance(m, Model) and m is not self]
+        reached.update(id(layer) for model in inner for _, layer in model.named_layers())
         for _, layer in self.named_layers():
-            if id(layer) not in registered:
+            if id(layer) not in reached:
                 layer._apply(fn, recurse)
+                reached.update(map(id, layer.modules()))
         return self
 
 
@@ -337,17 +371,22 @@ def _record(layer: Layer, tensor: Tensor | None) -> StateRecord:
         layer=_class_name(layer),
         shape=None if tensor is None else list(tensor.shape),
         dtype=None if tensor is None else dtype_name(tensor.dtype),
-        parameters=dtype_name(layer._promoted(None)),
+        parameters=_parameter_dtype(layer),
     )
 
 
 def _placed(
     tensor: Tensor, record: StateRecord, layer: Layer, device: torch.device | str | None
 ) -> Tensor:
-    own = layer._promoted(None)
+    own = layer._parameter_dtype()
     home = next(iter([*layer.parameters(), *layer.buffers()]), tensor).device
-    dtype = tensor.dtype if dtype_name(own) == record.parameters else own
-    return tensor.to(device=home if device is None else device, dtype=dtype)
+    same = own is None or dtype_name(own) == record.parameters
+    return tensor.to(device=home if device is None else device, dtype=tensor.dtype if same else own)
+
+
+def _parameter_dtype(layer: Layer) -> str | None:
+    dtype = layer._parameter_dtype()
+    return None if dtype is None else dtype_name(dtype)
 
 
 def _class_name(layer: Layer) -> str:
@@ -392,11 +431,12 @@ def _active(lengths: Tensor, steps: Tensor) -> Tensor:
     if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
         got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
         raise TypeError(f"unroll: lengths must be a tensor of integers [B], got {got}")
-    if steps.ndim < 3 or lengths.shape != steps.shape[1:2]:
+    if steps.ndim < 2 or lengths.shape != steps.shape[1:2]:
         raise ValueError(
             f"unroll: lengths must have one entry per sample of x in [T, B, …] (here, time first, "
             f"{list(steps.shape)}), got the shape {list(lengths.shape)}"
         )
-    if bool(((lengths < 0) | (lengths > len(steps))).any()):
+    lengths = lengths.long()
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > len(steps))).any()):
         raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
     return torch.arange(len(steps), device=lengths.device)[:, None] < lengths
