@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -31,3 +32,9 @@ def _seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(params=[".safetensors", ".pt"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where to save states: in each of the two formats."""
+    return tmp_path / f"states{request.param}"

@@ -172,6 +172,12 @@ def test_a_users_constraint_survives_copy_and_pickle() -> None:
             twin.q = 0.5
 
 
+@pytest.mark.parametrize("value", [20.5, 10.0**1.375, 39.0, 41.0])
+def test_a_large_positive_value_is_exact_in_float64(value: float) -> None:
+    layer = One(1, torch.tensor(value, dtype=torch.float64), constraint=softplus)
+    assert layer.q.item() == pytest.approx(value, rel=1e-15)
+
+
 def test_gradients_pass_the_constraint() -> None:
     layer = One(1, 0.8, constraint=sigmoid).double()
     layer(torch.ones(1).double()).sum().backward()
@@ -255,7 +261,7 @@ def test_a_refused_assignment_changes_nothing(value: Any, kind: type, says: str)
 def test_a_name_that_is_taken_or_none_is_refused(name: Any, what: str) -> None:
     layer = One(2, 0.5)
     layer.add_state("mem")
-    with pytest.raises(ValueError, match="is taken|identifier"):
+    with pytest.raises(ValueError, match=r"is taken|identifier"):
         layer.add_state(name) if what == "state" else layer.add_parameter(name, 0.5)
 
 

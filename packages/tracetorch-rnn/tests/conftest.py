@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-
 from tracetorch import rnn
 
 MAKERS: dict[str, Callable[..., rnn.Layer]] = {

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-
+from torch import Tensor, nn
 from tracetorch import rnn
+
+Kind = type[rnn.cells.Cell]
+TorchKind = type[nn.RNNCellBase]
+Stepped = Callable[[rnn.Layer, Tensor], Tensor]
 
 PAIRS = [(rnn.SimpleRNN, nn.RNNCell), (rnn.LSTM, nn.LSTMCell), (rnn.GRU, nn.GRUCell)]
 pairs = pytest.mark.parametrize(("kind", "torch_kind"), PAIRS, ids=lambda kind: kind.__name__)
 
 
-def twins(kind, torch_kind, dim=-1, sizes=(3, 4)):
+def twins(
+    kind: Kind, torch_kind: TorchKind, dim: int = -1, sizes: tuple[int, ...] = (3, 4)
+) -> tuple[Any, Any]:
     cell = torch_kind(*sizes).double()
     layer = kind(*sizes, dim=dim).double()
     layer.load_state_dict(cell.state_dict())
     return layer, cell
 
 
-def run_cell(cell, x, hx=None):
+def run_cell(cell: nn.Module, x: Any, hx: Any = None) -> tuple[Tensor, tuple[Tensor, ...]]:
     outputs = []
     for timestep in x:
         hx = cell(timestep, hx)
@@ -30,12 +38,14 @@ def run_cell(cell, x, hx=None):
     return torch.stack(outputs), hx if isinstance(hx, tuple) else (hx,)
 
 
-def states_of(layer):
+def states_of(layer: rnn.cells.Cell) -> list[Tensor]:
     return [layer.get_states()[name] for name in layer.state_names]
 
 
 @pairs
-def test_outputs_states_and_gradients_are_those_of_the_cell_bit_for_bit(kind, torch_kind, stepped):
+def test_outputs_states_and_gradients_are_those_of_the_cell_bit_for_bit(
+    kind: Kind, torch_kind: TorchKind, stepped: Stepped
+) -> None:
     layer, cell = twins(kind, torch_kind)
     x = torch.randn(9, 5, 3, dtype=torch.float64)
     weights = torch.randn(9, 5, 4, dtype=torch.float64)
@@ -55,7 +65,9 @@ def test_outputs_states_and_gradients_are_those_of_the_cell_bit_for_bit(kind, to
 
 
 @pairs
-def test_gradient_of_an_incoming_state_is_that_of_the_cell(kind, torch_kind, stepped):
+def test_gradient_of_an_incoming_state_is_that_of_the_cell(
+    kind: Kind, torch_kind: TorchKind, stepped: Stepped
+) -> None:
     layer, cell = twins(kind, torch_kind)
     x = torch.randn(4, 5, 3, dtype=torch.float64)
     start = [torch.randn(5, 4, dtype=torch.float64) for _ in layer.state_names]
@@ -70,7 +82,7 @@ def test_gradient_of_an_incoming_state_is_that_of_the_cell(kind, torch_kind, ste
 
 
 @pairs
-def test_state_dicts_load_both_ways(kind, torch_kind):
+def test_state_dicts_load_both_ways(kind: Kind, torch_kind: TorchKind) -> None:
     layer, cell = kind(3, 4), torch_kind(3, 4)
     assert layer.load_state_dict(cell.state_dict(), strict=True)
     fresh, other = torch_kind(3, 4), kind(3, 4)
@@ -84,8 +96,8 @@ def test_state_dicts_load_both_ways(kind, torch_kind):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_one_seed_gives_the_cells_weights_and_leaves_the_generator_as_the_cell_does(
-    kind, torch_kind, seed, sizes
-):
+    kind: Kind, torch_kind: TorchKind, seed: int, sizes: tuple[int, ...]
+) -> None:
     drawn = []
     for make in (kind, torch_kind):
         torch.manual_seed(seed)
@@ -99,10 +111,20 @@ def test_one_seed_gives_the_cells_weights_and_leaves_the_generator_as_the_cell_d
 @pairs
 @pytest.mark.parametrize(
     ("shape", "dim"),
-    [((3,), -1), ((3,), 0), ((5, 3), 1), ((3, 5), 0), ((5, 3, 2, 6), -3), ((5, 3, 2, 6), 1)]
-    + [((2, 5, 6, 3), -1), ((2, 5, 3), 2)],
+    [
+        ((3,), -1),
+        ((3,), 0),
+        ((5, 3), 1),
+        ((3, 5), 0),
+        ((5, 3, 2, 6), -3),
+        ((5, 3, 2, 6), 1),
+        ((2, 5, 6, 3), -1),
+        ((2, 5, 3), 2),
+    ],
 )
-def test_neurons_anywhere_in_inputs_of_any_rank(kind, torch_kind, shape, dim, stepped):
+def test_neurons_anywhere_in_inputs_of_any_rank(
+    kind: Kind, torch_kind: TorchKind, shape: tuple[int, ...], dim: int, stepped: Stepped
+) -> None:
     layer, cell = twins(kind, torch_kind, dim)
     x = torch.randn(6, *shape, dtype=torch.float64)
     last = x.movedim(dim + 1 if dim >= 0 else dim, -1)
@@ -116,11 +138,11 @@ def test_neurons_anywhere_in_inputs_of_any_rank(kind, torch_kind, shape, dim, st
         assert torch.equal(ours.movedim(dim, -1), theirs.reshape(*around, 4))
 
 
-def sigmoid(u):
+def sigmoid(u: Any) -> Any:
     return 1 / (1 + np.exp(-u))
 
 
-def numpy_step(kind, x, states, w):
+def numpy_step(kind: Kind, x: Any, states: Any, w: dict[str, Any]) -> tuple[Any, ...]:
     """The equations of the docstrings, in NumPy."""
     from_x = x @ w["weight_ih"].T + w["bias_ih"]
     from_h = states[0] @ w["weight_hh"].T + w["bias_hh"]
@@ -136,7 +158,7 @@ def numpy_step(kind, x, states, w):
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in PAIRS])
-def test_equations_of_the_docstring(kind):
+def test_equations_of_the_docstring(kind: Kind) -> None:
     layer = kind(3, 4).double()
     weights = {key: value.numpy() for key, value in layer.state_dict().items()}
     states = [np.zeros((5, 4)) for _ in layer.state_names]
@@ -148,7 +170,7 @@ def test_equations_of_the_docstring(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in PAIRS])
-def test_autocast_rounds_no_state(kind, stepped):
+def test_autocast_rounds_no_state(kind: Kind, stepped: Stepped) -> None:
     layer, x = kind(3, 4), torch.randn(6, 2, 3)
     expected = stepped(layer, x)
     states = states_of(layer)
@@ -161,7 +183,7 @@ def test_autocast_rounds_no_state(kind, stepped):
         assert torch.equal(ours, theirs)
 
 
-def test_a_cell_without_its_equations_says_so():
+def test_a_cell_without_its_equations_says_so() -> None:
     class Empty(rnn.cells.Cell):
         gates = 1
 

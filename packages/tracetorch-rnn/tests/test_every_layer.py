@@ -5,38 +5,43 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch.func import functional_call, grad, stack_module_state, vmap
-
 import tracetorch as tt
+from torch import Tensor
+from torch.func import functional_call, grad, stack_module_state, vmap
 from tracetorch import rnn
 
+Make = Callable[..., rnn.Layer]
+Stepped = Callable[[rnn.Layer, Tensor], Tensor]
 
-def inputs(steps=4, batch=2, dtype=torch.float64):
+
+def inputs(steps: int = 4, batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(steps, batch, 3, dtype=dtype)
 
 
-def random_states(layer, x):
+def random_states(layer: rnn.Layer, x: Tensor) -> dict[str, Tensor]:
     """States as after ``x``, with random values."""
     layer(x)
     return {name: torch.randn_like(state) for name, state in layer.get_states().items()}
 
 
-def test_the_list_of_layers_is_the_list_of_exports():
+def test_the_list_of_layers_is_the_list_of_exports() -> None:
     public = {getattr(rnn, name) for name in rnn.__all__}
     kinds = {kind for kind in public if isinstance(kind, type) and kind is not rnn.Layer}
     assert kinds == set(rnn.LAYERS)
     assert rnn.Layer is tt.Layer
 
 
-def test_gradients_of_input_states_and_parameters(layer):
+def test_gradients_of_input_states_and_parameters(layer: rnn.Layer) -> None:
     x = inputs(3)
     names, values = zip(*layer.named_parameters(), strict=True)
     states = random_states(layer, x[0])
 
-    def run(x, *rest):
+    def run(x: Tensor, *rest: Tensor) -> Any:
         layer.set_states(dict(zip(states, rest, strict=False)))
         parameters = dict(zip(names, rest[len(states) :], strict=True))
         y = functional_call(_Unrolled(layer), {f"layer.{n}": v for n, v in parameters.items()}, x)
@@ -47,15 +52,15 @@ def test_gradients_of_input_states_and_parameters(layer):
 
 
 class _Unrolled(torch.nn.Module):
-    def __init__(self, layer):
+    def __init__(self, layer: rnn.Layer) -> None:
         super().__init__()
         self.layer = layer
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.layer.unroll(x)
 
 
-def test_unrolling_is_stepping(layer, stepped):
+def test_unrolling_is_stepping(layer: rnn.Layer, stepped: Stepped) -> None:
     x = inputs(7)
     start = random_states(layer, x[0])
     results = []
@@ -72,18 +77,21 @@ def test_unrolling_is_stepping(layer, stepped):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_states_carry_on_restart_and_restart_by_sample(layer):
+def test_states_carry_on_restart_and_restart_by_sample(layer: rnn.Layer, stepped: Stepped) -> None:
     x = inputs(6, batch=3)
-    whole = layer.unroll(x)
+    whole = stepped(layer, x)
     layer.zero_states()
-    assert torch.equal(torch.cat([layer.unroll(x[:2]), layer.unroll(x[2:])]), whole)
+    assert torch.equal(torch.cat([stepped(layer, x[:2]), stepped(layer, x[2:])]), whole)
+    layer.zero_states()
+    chunks = torch.cat([layer.unroll(x[:2]), layer.unroll(x[2:])])
+    torch.testing.assert_close(chunks, whole, rtol=1e-12, atol=1e-12)
     layer.zero_states(torch.tensor([True, False, True]))
     mixed = layer(x[0])
     assert torch.equal(mixed[[0, 2]], whole[0, [0, 2]])
     assert not torch.allclose(mixed[1], whole[0, 1])
 
 
-def test_compiling_and_back_is_exact(layer):
+def test_compiling_and_back_is_exact(layer: rnn.Layer) -> None:
     x = inputs()
     before = dict(layer.named_parameters())
     values = {name: p.detach().clone() for name, p in before.items()}
@@ -102,13 +110,13 @@ def test_compiling_and_back_is_exact(layer):
     assert torch.equal(layer.unroll(x), expected)
 
 
-def test_a_compiled_model_saves_loads_and_follows_the_dtype(name, small):
+def test_a_compiled_model_saves_loads_and_follows_the_dtype(name: str, small: Make) -> None:
     class Net(tt.Model):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.layer = small(name)
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return self.layer(x)
 
     net, other, x = Net(), Net(), inputs()
@@ -120,7 +128,9 @@ def test_a_compiled_model_saves_loads_and_follows_the_dtype(name, small):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_an_inputs_dtype_comes_back_and_states_are_promoted(name, small, dtype):
+def test_an_inputs_dtype_comes_back_and_states_are_promoted(
+    name: str, small: Make, dtype: torch.dtype
+) -> None:
     layer, x = small(name), inputs(20, dtype=dtype)
     y = layer.unroll(x)
     promoted = torch.promote_types(dtype, torch.float32)
@@ -133,7 +143,9 @@ def test_an_inputs_dtype_comes_back_and_states_are_promoted(name, small, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_layer_in_sixteen_bits_stays_near_float64(name, small, dtype):
+def test_a_layer_in_sixteen_bits_stays_near_float64(
+    name: str, small: Make, dtype: torch.dtype
+) -> None:
     layer = small(name).to(dtype)
     exact = small(name).double()
     exact.load_state_dict(layer.state_dict())
@@ -147,18 +159,18 @@ def test_a_layer_in_sixteen_bits_stays_near_float64(name, small, dtype):
     assert layer(x[0].double()).dtype == torch.float64
 
 
-def test_training_under_autocast_reaches_every_parameter(name, small):
+def test_training_under_autocast_reaches_every_parameter(name: str, small: Make) -> None:
     layer = small(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer.unroll(inputs(dtype=torch.float32)).square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
-def _pickled(layer):
+def _pickled(layer: rnn.Layer) -> Any:
     return pickle.loads(pickle.dumps(layer))
 
 
-def _saved(layer):
+def _saved(layer: rnn.Layer) -> Any:
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -166,7 +178,9 @@ def _saved(layer):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, _pickled, _saved])
-def test_copies_after_a_backward_pass_go_on_alike(layer, copied):
+def test_copies_after_a_backward_pass_go_on_alike(
+    layer: rnn.Layer, copied: Callable[[Any], Any]
+) -> None:
     x = inputs(6)
     layer.unroll(x[:3]).sum().backward()
     twin = copied(layer)
@@ -175,7 +189,7 @@ def test_copies_after_a_backward_pass_go_on_alike(layer, copied):
     assert repr(twin) == repr(layer)
 
 
-def test_torch_compile_takes_a_whole_step(layer, stepped):
+def test_torch_compile_takes_a_whole_step(layer: rnn.Layer, stepped: Stepped) -> None:
     x = inputs()
     expected = stepped(layer, x)
     states = layer.get_states()
@@ -187,11 +201,11 @@ def test_torch_compile_takes_a_whole_step(layer, stepped):
         assert torch.equal(state, states[name])
 
 
-def test_func_grad_is_backward(layer):
+def test_func_grad_is_backward(layer: rnn.Layer) -> None:
     x = inputs()
     parameters = {f"layer.{name}": p.detach() for name, p in layer.named_parameters()}
 
-    def loss(parameters):
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
         layer.zero_states()
         value = functional_call(_Unrolled(layer), parameters, x).square().sum()
         layer.zero_states()
@@ -203,14 +217,14 @@ def test_func_grad_is_backward(layer):
         torch.testing.assert_close(gradients[f"layer.{name}"], p.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_vmap_over_parameters_is_the_loop(name, small):
+def test_vmap_over_parameters_is_the_loop(name: str, small: Make) -> None:
     x = inputs()
     layers = [_Unrolled(small(name).double()) for _ in range(3)]
     expected = torch.stack([module(x) for module in layers])
     parameters, buffers = stack_module_state(layers)
     base = _Unrolled(small(name).double())
 
-    def run(parameters):
+    def run(parameters: dict[str, Tensor]) -> Any:
         y = functional_call(base, (parameters, buffers), x)
         base.layer.zero_states()
         return y
@@ -220,7 +234,7 @@ def test_vmap_over_parameters_is_the_loop(name, small):
     assert not torch.allclose(y[0], y[1])
 
 
-def test_an_empty_batch_passes(layer):
+def test_an_empty_batch_passes(layer: rnn.Layer) -> None:
     assert layer.unroll(inputs(batch=0)).shape == (4, 0, 4)
     layer.zero_states()
     assert layer.unroll(inputs()).abs().sum() > 0
@@ -245,7 +259,7 @@ BAD_SSM = [
 ]
 
 
-def _refused(kind, argument, value, error):
+def _refused(kind: type[rnn.Layer], argument: str, value: Any, error: type[Exception]) -> None:
     arguments = {"in_features": 3, "out_features": 4, argument: value}
     with pytest.raises(error) as caught:
         kind(**arguments)
@@ -257,16 +271,20 @@ def _refused(kind, argument, value, error):
 
 @pytest.mark.parametrize("kind", rnn.LAYERS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(("argument", "value", "error"), BAD)
-def test_bad_arguments_are_named(kind, argument, value, error):
+def test_bad_arguments_are_named(
+    kind: type[rnn.Layer], argument: str, value: Any, error: type[Exception]
+) -> None:
     _refused(kind, argument, value, error)
 
 
 @pytest.mark.parametrize(("argument", "value", "error"), BAD_SSM)
-def test_bad_arguments_of_the_ssm_are_named(argument, value, error):
+def test_bad_arguments_of_the_ssm_are_named(
+    argument: str, value: Any, error: type[Exception]
+) -> None:
     _refused(rnn.SelectiveSSM, argument, value, error)
 
 
-def test_bad_inputs_are_refused_and_leave_the_states_alone(layer):
+def test_bad_inputs_are_refused_and_leave_the_states_alone(layer: rnn.Layer) -> None:
     layer(inputs()[0])
     before = layer.get_states()
     with pytest.raises(TypeError, match=r"must be a floating-point tensor, got torch\.int64"):
@@ -288,5 +306,5 @@ def test_bad_inputs_are_refused_and_leave_the_states_alone(layer):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_repr(layer, text):
+def test_repr(layer: rnn.Layer, text: str) -> None:
     assert repr(layer) == text

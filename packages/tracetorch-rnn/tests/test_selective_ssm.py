@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-
 from tracetorch import rnn
 
 SSM = rnn.SelectiveSSM
+Stepped = Callable[[rnn.Layer, Tensor], Tensor]
 
 
-def numpy_scan(layer, x, h):
+def numpy_scan(layer: SSM, x: Any, h: Any) -> tuple[Any, Any]:
     """Spec §5 for ``x`` [T, B, D] and ``h`` [B, D, N], one scalar state at a time."""
     w = {key: value.double().numpy() for key, value in layer.state_dict().items()}
     channels, states = w["A_log"].shape
@@ -38,7 +40,7 @@ def numpy_scan(layer, x, h):
     return np.reshape(outputs, (*x.shape[:2], -1)), h
 
 
-def paper_scan(layer, u):
+def paper_scan(layer: SSM, u: Tensor) -> tuple[Tensor, Tensor]:
     """Algorithm 2 for a whole ``u`` [B, L, D]: discretise everything, then scan."""
     rank, states = layer.dt_rank, layer.state_size
     delta, B, C = torch.split(layer.x_proj(u), [rank, states, states], dim=-1)
@@ -52,7 +54,7 @@ def paper_scan(layer, u):
     return layer.out_proj(torch.stack(ys, 1) + u * layer.D), h
 
 
-def perturbed(*sizes, **options):
+def perturbed(*sizes: int, **options: int) -> SSM:
     """A float64 layer whose A and D are no longer as initialised."""
     layer = SSM(*sizes, **options).double()
     with torch.no_grad():
@@ -68,7 +70,7 @@ def perturbed(*sizes, **options):
     steps=st.integers(1, 6),
     seed=st.integers(0, 2**31),
 )
-def test_the_specs_equations_in_numpy(sizes, steps, seed):
+def test_the_specs_equations_in_numpy(sizes: tuple[int, ...], steps: int, seed: int) -> None:
     torch.manual_seed(seed)
     layer = perturbed(*sizes)
     x = torch.randn(steps, 2, sizes[0], dtype=torch.float64)
@@ -80,7 +82,7 @@ def test_the_specs_equations_in_numpy(sizes, steps, seed):
     np.testing.assert_allclose(layer.h.detach(), final, rtol=1e-10, atol=1e-10)
 
 
-def test_the_papers_scan_with_gradients():
+def test_the_papers_scan_with_gradients() -> None:
     layer = perturbed(6, 4, state_size=5, dt_rank=2)
     x = torch.randn(3, 20, 6, dtype=torch.float64)
     results = []
@@ -99,7 +101,7 @@ def test_the_papers_scan_with_gradients():
 
 
 @pytest.mark.parametrize("pscan", [False, True], ids=["sequential", "parallel"])
-def test_mambapy_with_the_same_weights(pscan):
+def test_mambapy_with_the_same_weights(pscan: bool) -> None:
     mamba = pytest.importorskip("mambapy.mamba")
     config = mamba.MambaConfig(d_model=8, n_layers=1, d_state=4, expand_factor=2, pscan=pscan)
     block = mamba.MambaBlock(config)
@@ -117,7 +119,9 @@ def test_mambapy_with_the_same_weights(pscan):
 
 @pytest.mark.parametrize(("shape", "dim"), [((3,), 0), ((3, 5), 0), ((5, 3, 2, 6), -3)])
 @pytest.mark.parametrize("positive", [False, True])
-def test_channels_anywhere_in_inputs_of_any_rank(shape, dim, positive, stepped):
+def test_channels_anywhere_in_inputs_of_any_rank(
+    shape: tuple[int, ...], dim: int, positive: bool, stepped: Stepped
+) -> None:
     place = dim % len(shape)
     layer = perturbed(3, 4, state_size=2, dim=place if positive else place - len(shape))
     x = torch.randn(4, *shape, dtype=torch.float64)
@@ -132,7 +136,7 @@ def test_channels_anywhere_in_inputs_of_any_rank(shape, dim, positive, stepped):
     np.testing.assert_allclose(h, final.reshape(*around, 3, 2), rtol=1e-10, atol=1e-10)
 
 
-def test_projections_of_a_whole_sequence_are_those_of_its_timesteps():
+def test_projections_of_a_whole_sequence_are_those_of_its_timesteps() -> None:
     layer = perturbed(6, 4, state_size=5, dt_rank=2)
     x = torch.randn(7, 2, 6, dtype=torch.float64)
     for whole, parts in zip(
@@ -146,7 +150,7 @@ def test_projections_of_a_whole_sequence_are_those_of_its_timesteps():
 
 @settings(max_examples=15, deadline=None)
 @given(channels=st.integers(1, 40), states=st.integers(1, 20), rank=st.integers(1, 9))
-def test_initial_values_lie_where_mamba_has_them(channels, states, rank):
+def test_initial_values_lie_where_mamba_has_them(channels: int, states: int, rank: int) -> None:
     layer = SSM(channels, 3, states, rank)
     rates = torch.arange(1.0, states + 1).expand(channels, states)
     assert torch.equal(layer.A_log, rates.log())
@@ -158,7 +162,7 @@ def test_initial_values_lie_where_mamba_has_them(channels, states, rank):
     assert layer.dt_proj.weight.abs().max() <= rank**-0.5
 
 
-def test_initial_step_sizes_are_log_uniform_and_fill_their_range():
+def test_initial_step_sizes_are_log_uniform_and_fill_their_range() -> None:
     layer = SSM(20_000, 1, 1, 4)
     place = (F.softplus(layer.dt_proj.bias.double()).log10() + 3) / 2
     levels = (torch.arange(20_000) + 0.5) / 20_000
@@ -169,7 +173,7 @@ def test_initial_step_sizes_are_log_uniform_and_fill_their_range():
     assert (weight - uniform).abs().max() < 2 * 1.63 / math.sqrt(80_000)
 
 
-def test_projections_start_as_torchs_linear_layers():
+def test_projections_start_as_torchs_linear_layers() -> None:
     torch.manual_seed(3)
     layer = SSM(32, 5, 4)
     torch.manual_seed(3)
@@ -179,18 +183,18 @@ def test_projections_start_as_torchs_linear_layers():
     assert layer.out_proj.weight.abs().max() > 0.9 * 32**-0.5
 
 
-def test_names_are_mambas():
+def test_names_are_mambas() -> None:
     keys = {"x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D", "out_proj.weight"}
     assert SSM(3, 4).state_dict().keys() == keys
 
 
 @pytest.mark.parametrize(("channels", "rank"), [(1, 1), (16, 1), (17, 2), (128, 8)])
-def test_default_rank_of_the_step_sizes(channels, rank):
+def test_default_rank_of_the_step_sizes(channels: int, rank: int) -> None:
     assert SSM(channels, 2).dt_proj.weight.shape == (channels, rank)
     assert SSM(channels, 2).x_proj.weight.shape == (rank + 32, channels)
 
 
-def test_assigning_a_goes_through_the_logarithm():
+def test_assigning_a_goes_through_the_logarithm() -> None:
     layer = SSM(3, 4, 2)
     stored = layer.A_log
     layer.A = -2.0
@@ -204,7 +208,7 @@ def test_assigning_a_goes_through_the_logarithm():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_inputs_keep_the_state_in_float32(dtype):
+def test_sixteen_bit_inputs_keep_the_state_in_float32(dtype: torch.dtype) -> None:
     layer, x = SSM(6, 4, 5), torch.randn(10, 2, 6).to(dtype)
     y = layer.unroll(x)
     h = layer.h
@@ -214,7 +218,7 @@ def test_sixteen_bit_inputs_keep_the_state_in_float32(dtype):
     assert torch.equal(y, expected.to(dtype))
 
 
-def test_a_float64_input_keeps_a_float64_state_on_float32_weights():
+def test_a_float64_input_keeps_a_float64_state_on_float32_weights() -> None:
     layer, x = SSM(6, 4, 5), torch.randn(10, 2, 6, dtype=torch.float64)
     y = layer.unroll(x)
     assert (y.dtype, layer.h.dtype) == (torch.float64, torch.float64)
@@ -223,7 +227,7 @@ def test_a_float64_input_keeps_a_float64_state_on_float32_weights():
     np.testing.assert_allclose(layer.h.detach(), final, rtol=1e-5, atol=1e-6)
 
 
-def test_under_autocast_only_the_projections_are_rounded():
+def test_under_autocast_only_the_projections_are_rounded() -> None:
     layer, x = SSM(6, 4, 5), torch.randn(50, 2, 6)
     expected = layer.unroll(x)
     layer.zero_states()
@@ -232,7 +236,7 @@ def test_under_autocast_only_the_projections_are_rounded():
     assert (y.dtype, layer.h.dtype) == (torch.float32, torch.float32)
     torch.testing.assert_close(y, expected, rtol=0.05, atol=0.02)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        dt, B, C = layer.project(x[0])
+        dt, B, _ = layer.project(x[0])
     layer.zero_states()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x[0])

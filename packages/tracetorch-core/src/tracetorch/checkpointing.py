@@ -6,9 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tracetorch.layer import Layer
 
 _local = threading.local()
 
@@ -44,7 +48,7 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
     from tracetorch.walk import named_layers
 
     def contexts() -> Contexts:
-        recorded: dict[object, dict[str, Tensor | None]] = {}
+        recorded: dict[Layer, dict[str, Tensor | None]] = {}
 
         @contextmanager
         def record() -> Iterator[None]:
@@ -53,16 +57,17 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
 
         @contextmanager
         def restore() -> Iterator[None]:
-            layers = [layer for _, layer in named_layers(module) if layer in recorded]
-            standing = [layer._states for layer in layers]
-            for layer in layers:
-                layer._states = recorded[layer]
-            outer, _local.restored = getattr(_local, "restored", False), True
+            standing = {layer: layer._states for _, layer in named_layers(module)}
+            for layer in standing:
+                # a layer that the forward pass itself made had no states before it
+                layer._states = recorded.get(layer, dict.fromkeys(layer._states))
+            outer = _restored()
+            _local.restored = outer | standing.keys()
             try:
                 yield
             finally:
                 _local.restored = outer
-                for layer, states in zip(layers, standing, strict=True):
+                for layer, states in standing.items():
                     layer._states = states
 
         return _Reusable(record), _Reusable(restore)
@@ -91,11 +96,16 @@ class _Reusable(AbstractContextManager[None]):
         return self._entered.pop().__exit__(kind, error, trace)
 
 
+def _restored() -> frozenset[nn.Module]:
+    """The layers whose states this thread has restored for a recomputation."""
+    return getattr(_local, "restored", frozenset())
+
+
 def refuse_plain_recomputation(layer: nn.Module) -> None:
     """RuntimeError where a layer is called inside a backward pass with unrestored states."""
-    if torch.compiler.is_compiling() or getattr(_local, "restored", False):
+    if torch.compiler.is_compiling():
         return
-    if torch._C._current_graph_task_id() != -1:
+    if torch._C._current_graph_task_id() != -1 and layer not in _restored():
         raise RuntimeError(
             f"{layer!r} is recomputed in a backward pass from states that have moved on; "
             f"checkpoint with use_reentrant=False, context_fn=tt.restored_states(model)"

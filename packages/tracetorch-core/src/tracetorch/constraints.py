@@ -79,7 +79,8 @@ def _logit(value: Tensor) -> Tensor:
 
 
 def _softplus(raw: Tensor) -> Tensor:
-    return F.softplus(raw)
+    # torch's own threshold, 20, leaves out what float64 still holds
+    return F.softplus(raw, threshold=40.0)
 
 
 def _softplus_inverse(value: Tensor) -> Tensor:

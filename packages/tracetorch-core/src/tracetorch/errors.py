@@ -24,10 +24,16 @@ class LayerError(ValueError):
 
     def __str__(self) -> str:
         place = f"layer {self.name!r}, " if self.name else ""
-        return f"{place}{self.layer!r}: {self.message}"
+        return f"{place}{_shown(self.layer)}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), repr(self.layer), self.message, self.name)
+        return _rebuild, (type(self), _shown(self.layer), self.message, self.name)
+
+
+def _shown(layer: object) -> str:
+    """One line: a whole model's ``repr`` would bury the message."""
+    text = repr(layer)
+    return type(layer).__name__ if "\n" in text else text
 
 
 class StateError(LayerError):

@@ -49,7 +49,6 @@ def folded(
     modules: Sequence[nn.Module],
     layers: Sequence[Any],
     x: Tensor,
-    watch: bool,
 ) -> Any:
     """``forward`` over ``x`` ``[T, B, …]`` at once, outputs ``[T, B, …]``.
 
@@ -58,20 +57,19 @@ def folded(
         modules: those whose attributes must stay as they are.
         layers: those that unfold time; their states are the caller's to restore.
         x: a sequence, time first, batch second.
-        watch: look out for a forward pass that looks at values too.
 
     Raises:
         Unfoldable: see the module; attributes are as they were before.
     """
     if x.ndim < 3:
         raise Unfoldable("a timestep has no batch dimension to fold time into")
+    _check_hooks(modules)
     fold = Fold(*x.shape[:2])
     kept = [_Kept(module) for module in modules]
     for layer in layers:
         layer._fold = fold
     try:
-        with _watching() if watch else contextlib.nullcontext():
-            outputs = forward(x.flatten(0, 1))
+        outputs = forward(x.flatten(0, 1))
         if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs)):
             raise Unfoldable("forward returns something else than tensors")
         apart = tree_map(fold.apart, outputs)
@@ -90,8 +88,15 @@ def folded(
     return apart
 
 
+def _check_hooks(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unfoldable(f"{type(module).__name__} has hooks, which run at every timestep")
+
+
 @contextlib.contextmanager
-def _watching() -> Iterator[None]:
+def looking_out() -> Iterator[None]:
+    """Within it, a forward pass that looks at values is unfoldable."""
     try:
         with Blind():
             yield
@@ -138,10 +143,3 @@ def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
 
 
 _GONE = object()
-
-
-def check_hooks(modules: Sequence[nn.Module]) -> None:
-    """Unfoldable where a module has hooks: they are to see every timestep."""
-    for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Unfoldable(f"{type(module).__name__} has hooks, which run at every timestep")

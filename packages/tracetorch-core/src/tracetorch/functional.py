@@ -25,7 +25,8 @@ def _check(name: str, value: float | Tensor, low: float, high: float, domain: st
 
 
 def _log2(value: Value) -> Value:
-    return torch.log2(value) if isinstance(value, Tensor) else math.log2(value)
+    # pyright loses constrained type variables here and in halflife_to_decay; mypy follows them
+    return torch.log2(value) if isinstance(value, Tensor) else math.log2(value)  # pyright: ignore
 
 
 def _checked_decay(decay: Value) -> Value:
@@ -53,7 +54,7 @@ def halflife_to_decay(halflife: Value) -> Value:
         0.5
     """
     _check("halflife", halflife, 0.0, math.inf, "in (0, ∞), in timesteps")
-    decay: Value = 2.0 ** (-1.0 / halflife)
+    decay: Value = 2.0 ** (-1.0 / halflife)  # pyright: ignore
     _check("halflife's decay", decay, 0.0, 1.0, "in (0, 1) in its own precision")
     return decay
 

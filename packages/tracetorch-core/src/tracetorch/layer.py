@@ -21,7 +21,14 @@ from tracetorch.errors import StateError
 from tracetorch.folding import USED, Fold, Unfoldable
 from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
-from tracetorch.states import StateSpec, checked_mask, keep_where, restarted
+from tracetorch.states import (
+    StateSpec,
+    checked_mask,
+    checked_states,
+    keep_where,
+    moved,
+    restarted,
+)
 
 _serial = itertools.count()
 
@@ -197,6 +204,8 @@ class Layer(nn.Module):
             raise StateError(
                 self, f"unroll takes [T, …] with time first and at least one timestep, got {got}"
             )
+        self._check_input(x[0])
+        checkpointing.refuse_plain_recomputation(self)
         before = self._states
         try:
             return self._sequence(x)
@@ -215,8 +224,11 @@ class Layer(nn.Module):
         return y.flatten(0, 1)
 
     def _sequence(self, x: Tensor) -> Tensor:
-        """A sequence of at least one timestep, states left in place; fused where it can be."""
-        self._check_input(x[0])
+        """Outputs of a checked sequence ``[T, …]``, leaving the final states.
+
+        Through the engine where it can be, else the loop over calls. A layer that computes whole
+        sequences in another way overrides this.
+        """
         fused = sequence.unroll(self, x)
         return torch.stack([self(timestep) for timestep in x]) if fused is None else fused
 
@@ -226,7 +238,8 @@ class Layer(nn.Module):
             spec.to_last(self._standing(name, spec, x, dtype), dim % x.ndim)
             for name, spec in self._state_specs.items()
         ]
-        new, y = self.step(self._state_fields(*standing), x.movedim(dim, -1).to(dtype), p)
+        last = moved(x, dim % x.ndim, x.ndim - 1).to(dtype)
+        new, y = self.step(self._state_fields(*standing), last, p)
         if new.keys() != self._state_specs.keys():
             raise StateError(
                 self,
@@ -242,7 +255,7 @@ class Layer(nn.Module):
                 )
             kept[name] = spec.from_last(new[name].to(dtype), dim % x.ndim)
         self._states = kept
-        return y.movedim(-1, dim).to(x.dtype)
+        return moved(y, -1, -1 if dim == y.ndim - 1 else dim).to(x.dtype)
 
     def _standing(self, name: str, spec: StateSpec, x: Tensor, dtype: torch.dtype) -> Tensor:
         state, shape = self._states[name], spec.shape(x.shape, self.dim % x.ndim)
@@ -281,11 +294,17 @@ class Layer(nn.Module):
     def _state_dtype(self, x: Tensor) -> torch.dtype:
         return self._promoted(x.dtype)
 
-    def _promoted(self, dtype: torch.dtype | None) -> torch.dtype:
+    def _promoted(self, dtype: torch.dtype) -> torch.dtype:
+        own = self._parameter_dtype()
+        return dtype if own is None else torch.promote_types(dtype, own)
+
+    def _parameter_dtype(self) -> torch.dtype | None:
+        """The promoted dtype of all parameters and buffers; None where there are none."""
+        dtype = None
         for tensor in itertools.chain(self._parameters.values(), self._buffers.values()):
             if tensor is not None and tensor.is_floating_point():
                 dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
-        return dtype or torch.get_default_dtype()
+        return dtype
 
     def _effective(self, spec: ParameterSpec) -> Tensor:
         if self._baked is not None:
@@ -353,6 +372,8 @@ class Layer(nn.Module):
             self._assign(spec, value)
         else:
             super().__setattr__(name, value)
+            if own.get("_baked") and any(name == s.raw_name for s in own["_specs"].values()):
+                self._rebake()
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._specs, *self._states})  # type: ignore[no-untyped-call]
@@ -384,8 +405,8 @@ class Layer(nn.Module):
         """Keep the states from before wherever a sample is not active (its sequence is over)."""
         held: dict[str, Tensor | None] = {}
         for name, state in self._states.items():
-            if state is not None:
-                old = before[name]
+            old = before.get(name)
+            if state is not None and state is not old:
                 other = torch.zeros_like(state) if old is None else old
                 state = keep_where(self._fitted(active, name, state), state, other)
             held[name] = state
@@ -427,6 +448,7 @@ class Layer(nn.Module):
             strict: refuse unknown names and demand every state of the layer.
 
         Raises:
+            TypeError: ``states`` is no mapping.
             StateError: a name or tensor does not fit; nothing has changed then.
         """
         self._states = self._accepted(states, strict)
@@ -434,6 +456,7 @@ class Layer(nn.Module):
     def _accepted(
         self, states: Mapping[str, Tensor | None], strict: bool
     ) -> dict[str, Tensor | None]:
+        states = checked_states(states)
         unknown, missing = states.keys() - self._states.keys(), self._states.keys() - states.keys()
         if strict and (unknown or missing):
             raise StateError(

@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_map
 
 from tracetorch import state_files
 from tracetorch.errors import LayerError, StateError
-from tracetorch.folding import check_hooks, folded
+from tracetorch.folding import Unfoldable, folded, looking_out
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
+from tracetorch.states import checked_states
 from tracetorch.walk import Boundary, named_layers
 
 _log = logging.getLogger("tracetorch")
@@ -74,7 +75,7 @@ class Model(Boundary):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stepped: dict[tuple[bool, int], str] = {}
-        self._watched: set[tuple[bool, int]] = set()
+        self._foldable: set[tuple[bool, int]] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``; an error of a layer says the layer's qualified name."""
@@ -129,9 +130,10 @@ class Model(Boundary):
             strict: refuse names the model does not have, and demand every one it has.
 
         Raises:
+            TypeError: ``states`` is no mapping.
             StateError: a name, shape or dtype does not fit; no state has changed then.
         """
-        layers = dict(self.named_layers())
+        states, layers = checked_states(states), dict(self.named_layers())
         known = {f"{name}.{state}" for name, layer in layers.items() for state in layer._states}
         unknown, missing = sorted(states.keys() - known), sorted(known - states.keys())
         if strict and (unknown or missing):
@@ -179,10 +181,22 @@ class Model(Boundary):
             device: where to put the states; each layer's own device where None.
 
         Raises:
+            ValueError: another suffix.
+            FileNotFoundError: there is no such file.
             StateFileError: the file is truncated, damaged or not a state file.
-            StateError: the states do not fit this model. In both cases nothing has changed.
+            StateError: the states do not fit this model. In no case has anything changed.
         """
         content = state_files.read(path)
+        try:
+            self.set_states(self._from_file(content, strict, device), strict)
+        except StateError as error:
+            error.message = f"{path}: {error.message}"
+            self._locate(error)
+            raise
+
+    def _from_file(
+        self, content: StateFile, strict: bool, device: torch.device | str | None
+    ) -> dict[str, Tensor | None]:
         layers = {
             f"{name}.{s}": layer for name, layer in self.named_layers() for s in layer._states
         }
@@ -191,13 +205,15 @@ class Model(Boundary):
             layer = layers.get(name)
             if strict and layer is not None and record.layer != _class_name(layer):
                 raise StateError(
-                    layer, f"{path} holds {name} of a {record.layer}, not of a {_class_name(layer)}"
+                    layer,
+                    f"{name} was saved of a {record.layer}, not of a {_class_name(layer)}; "
+                    f"pass strict=False to take it all the same",
                 )
             tensor = content.tensors.get(name)
             if tensor is not None and layer is not None:
                 tensor = _placed(tensor, record, layer, device)
             states[name] = tensor
-        self.set_states(states, strict)
+        return states
 
     def _for_all(self, change: Callable[[str, Layer], dict[str, Tensor | None]]) -> None:
         """Compute the new states of every layer, then put all in place: all or none."""
@@ -234,8 +250,9 @@ class Model(Boundary):
             lengths: integers ``[B]`` in 0…T: after its own length a sample's states stand still
                 and its outputs are zero.
             chunk_size: how many timesteps are processed at a time, at least 1.
-            detach_every: cut the states from the graph after every so many timesteps (truncated
-                back-propagation through time), counted from the start of this call.
+            detach_every: cut the states from the graph between every so many timesteps (truncated
+                back-propagation through time), counted from the start of this call. The final
+                states keep the graph of the last timesteps, of a sample's own with ``lengths``.
 
         Returns:
             The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
@@ -250,57 +267,89 @@ class Model(Boundary):
             lengths = _checked_lengths(lengths, steps)
         every = _checked_count("detach_every", detach_every)
         size = _checked_count("chunk_size", chunk_size)
-        layers = [layer for _, layer in self.named_layers()]
-        before = [layer._states for layer in layers]
+        before = self._standing()
         chunks = []
         try:
             for start, stop in itertools.pairwise(_bounds(len(steps), every, size, lengths)):
+                active = None if lengths is None else lengths > start
                 if every and start and start % every == 0:
-                    self.detach_states()
-                chunks.append(self._chunk(layers, steps[start:stop], start, lengths))
+                    self._cut(active)
+                chunks.append(self._chunk(steps[start:stop], active))
             return tree_map(lambda *parts: _joined(parts, time_dim), *chunks)
-        except BaseException:
-            for layer, states in zip(layers, before, strict=True):
-                layer._states = states
+        except BaseException as error:
+            self._restore(before)
+            if isinstance(error, LayerError):
+                self._locate(error)
             raise
 
-    def _chunk(self, layers: list[Layer], steps: Tensor, start: int, lengths: Tensor | None) -> Any:
-        """Some timesteps, in which no sample ends; those that have ended stand still."""
-        before = [(layer, layer._states) for layer in layers]
-        y = self._folded_or_stepped(layers, steps)
-        if lengths is None:
-            return y
-        active = lengths > start
-        for layer, states in before:
-            layer._held(active, states)
+    def _chunk(self, steps: Tensor, active: Tensor | None) -> Any:
+        """Some timesteps in which no sample ends; those that have ended stand still, silent."""
+        if active is None:
+            return self._folded_or_stepped(steps)
+        before = self._standing()
+        y = self._folded_or_stepped(steps)
+        self._hold(active, before)
         return tree_map(lambda t: _silenced(t, active), y)
 
-    def _folded_or_stepped(self, layers: list[Layer], steps: Tensor) -> Any:
+    def _folded_or_stepped(self, steps: Tensor) -> Any:
         """The chunk at once where that can be, else timestep by timestep."""
         kind = (self.training, steps.ndim)
-        if kind in self._stepped:
+        if len(steps) == 1 or kind in self._stepped:
             return self._loop(steps)
-        before = [layer._states for layer in layers]
+        before = self._standing()
         try:
-            return self._folded(layers, steps, watch=kind not in self._watched)
+            if kind not in self._foldable and not torch.compiler.is_compiling():
+                self._try_folding(steps[:2])
+                self._foldable.add(kind)
+            return self._folded(steps)
         except Exception as why:  # whatever forward raises on folded time, stepping shows anew
-            for layer, states in zip(layers, before, strict=True):
-                layer._states = states
+            self._restore(before)
             y = self._loop(steps)
             self._stepped[kind] = str(why)
             _log.info("%s is stepped: %s", type(self).__name__, why)
             return y
 
-    def _folded(self, layers: list[Layer], steps: Tensor, watch: bool) -> Any:
+    def _try_folding(self, steps: Tensor) -> None:
+        """Fold a few timesteps, looking out for all that cannot be folded; nothing stays of it."""
+        before, buffers = self._standing(), [(b, b.clone()) for b in self.buffers()]
+        devices = [steps.device] if steps.is_cuda else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices), looking_out():
+                self._folded(steps)
+        finally:
+            self._restore(before)
+            for buffer, kept in buffers:
+                if not torch.equal(buffer, kept):
+                    buffer.copy_(kept)
+
+    def _folded(self, steps: Tensor) -> Any:
         modules = [module for module in self.modules() if not isinstance(module, Layer)]
-        check_hooks(modules)
-        watch = watch and not torch.compiler.is_compiling()
-        y = folded(self, modules, layers, steps, watch)
-        self._watched.add((self.training, steps.ndim))
+        layers = list(self._standing())
+        y = folded(self, modules, layers, steps)
+        if list(self._standing()) != layers:
+            raise Unfoldable("forward makes layers")
         return y
 
     def _loop(self, steps: Tensor) -> Any:
         return tree_map(lambda *ys: torch.stack(ys), *[self(timestep) for timestep in steps])
+
+    def _standing(self) -> dict[Layer, dict[str, Tensor | None]]:
+        return {layer: layer._states for _, layer in self.named_layers()}
+
+    def _restore(self, before: dict[Layer, dict[str, Tensor | None]]) -> None:
+        for layer in self._standing():
+            layer._states = before.get(layer, dict.fromkeys(layer._states))
+
+    def _cut(self, active: Tensor | None) -> None:
+        """Detach the states, but not those of samples whose sequence is over."""
+        before = self._standing()
+        self.detach_states()
+        if active is not None and (torch.compiler.is_compiling() or not active.all()):
+            self._hold(active, before)
+
+    def _hold(self, active: Tensor, before: dict[Layer, dict[str, Tensor | None]]) -> None:
+        for layer in self._standing():
+            layer._held(active, before.get(layer, {}))
 
     # ------------------------------------------------------------------ inference
 
@@ -343,7 +392,7 @@ class Model(Boundary):
         for name, layer in self.named_layers():
             count = sum(p.numel() for p in layer.parameters())
             sizes = [
-                state.numel() // (state.shape[0] if layer._batched(key, state) else 1)
+                state.shape[1 if layer._batched(key, state) else 0 :].numel()
                 for key, state in layer.get_states().items()
             ]
             per_sample = str(sum(sizes)) if len(sizes) == len(layer._states) else "-"
@@ -361,10 +410,13 @@ class Model(Boundary):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        registered = set(map(id, self.modules()))
+        reached = set(map(id, self.modules()))
+        inner = [m for m in self.modules() if isinstance(m, Model) and m is not self]
+        reached.update(id(layer) for model in inner for _, layer in model.named_layers())
         for _, layer in self.named_layers():
-            if id(layer) not in registered:
+            if id(layer) not in reached:
                 layer._apply(fn, recurse)
+                reached.update(map(id, layer.modules()))
         return self
 
 
@@ -373,17 +425,22 @@ def _record(layer: Layer, tensor: Tensor | None) -> StateRecord:
         layer=_class_name(layer),
         shape=None if tensor is None else list(tensor.shape),
         dtype=None if tensor is None else dtype_name(tensor.dtype),
-        parameters=dtype_name(layer._promoted(None)),
+        parameters=_parameter_dtype(layer),
     )
 
 
 def _placed(
     tensor: Tensor, record: StateRecord, layer: Layer, device: torch.device | str | None
 ) -> Tensor:
-    own = layer._promoted(None)
+    own = layer._parameter_dtype()
     home = next(iter([*layer.parameters(), *layer.buffers()]), tensor).device
-    dtype = tensor.dtype if dtype_name(own) == record.parameters else own
-    return tensor.to(device=home if device is None else device, dtype=dtype)
+    same = own is None or dtype_name(own) == record.parameters
+    return tensor.to(device=home if device is None else device, dtype=tensor.dtype if same else own)
+
+
+def _parameter_dtype(layer: Layer) -> str | None:
+    dtype = layer._parameter_dtype()
+    return None if dtype is None else dtype_name(dtype)
 
 
 def _class_name(layer: Layer) -> str:
@@ -425,7 +482,10 @@ def _checked_count(name: str, value: int | None) -> int | None:
 def _bounds(steps: int, every: int | None, size: int | None, lengths: Tensor | None) -> list[int]:
     """Where chunks begin and end: at multiples of the sizes asked for and where samples end."""
     bounds = {0, steps, *range(0, steps, every or steps), *range(0, steps, size or steps)}
-    return sorted(bounds if lengths is None else bounds.union(lengths.tolist()))
+    if lengths is not None:
+        # a compiled graph cannot depend on where samples end: it asks at every timestep
+        bounds.update(range(steps) if torch.compiler.is_compiling() else lengths.tolist())
+    return sorted(bounds)
 
 
 def _silenced(output: Tensor, active: Tensor) -> Tensor:
@@ -445,11 +505,12 @@ def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:
     if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
         got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
         raise TypeError(f"unroll: lengths must be a tensor of integers [B], got {got}")
-    if steps.ndim < 3 or lengths.shape != steps.shape[1:2]:
+    if steps.ndim < 2 or lengths.shape != steps.shape[1:2]:
         raise ValueError(
             f"unroll: lengths must have one entry per sample of x in [T, B, …] (here, time first, "
             f"{list(steps.shape)}), got the shape {list(lengths.shape)}"
         )
-    if bool(((lengths < 0) | (lengths > len(steps))).any()):
+    lengths = lengths.long()
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > len(steps))).any()):
         raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
     return lengths

@@ -1,8 +1,10 @@
 """States ↔ file, all or nothing. Knows no layer: tensors and a description of each.
 
 A file carries, next to the tensors, a JSON manifest (library version; layer class, shape, dtype
-of each state; names of states not created yet) and a SHA-256 over manifest and tensor bytes, so
-that damage anywhere in either format is found before anything is loaded.
+of each state; names of states not created yet) and a SHA-256, so that damage anywhere is found
+before anything is loaded. In ``.safetensors`` it stands in the metadata and covers manifest and
+tensors (the reader itself refuses damage to the rest); in ``.pt`` it is the zip archive's comment
+and covers every byte before it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,6 @@ from torch import Tensor
 from tracetorch.errors import StateFileError
 
 FORMAT = "tracetorch-states-1"
-SUFFIXES = (".safetensors", ".pt")
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class StateRecord:
         layer: qualified class of its layer, ``module.Class``.
         shape: of the tensor; None for a state that was not created yet.
         dtype: of the tensor, ``"float32"``; None likewise.
-        parameters: the dtype its layer's parameters had.
+        parameters: the dtype its layer's parameters had; None for a layer without any.
     """
 
     layer: str
     shape: list[int] | None
     dtype: str | None
-    parameters: str
+    parameters: str | None
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 def checked_suffix(path: str | os.PathLike[str]) -> Path:
     """The path, if its suffix names one of the two formats; ValueError otherwise."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in _FORMATS:
         raise ValueError(
-            f"a state file is {' or '.join(SUFFIXES)}, got the suffix {path.suffix!r} in {path}"
+            f"a state file is {' or '.join(_FORMATS)}, got the suffix {path.suffix!r} in {path}"
         )
     return path
 
@@ -81,14 +82,8 @@ def write(path: str | os.PathLike[str], content: StateFile) -> None:
         },
         sort_keys=True,
     )
-    digest = _digest(manifest, tensors)
-    if path.suffix == ".safetensors":
-        data = safetensors.torch.save(tensors, {"tracetorch": manifest, "sha256": digest})
-    else:
-        buffer = io.BytesIO()
-        torch.save({"tracetorch": manifest, "sha256": digest, "tensors": tensors}, buffer)
-        data = buffer.getvalue()
-    _replace(path, data)
+    pack, _ = _FORMATS[path.suffix]
+    _replace(path, pack(manifest, tensors))
 
 
 def read(path: str | os.PathLike[str]) -> StateFile:
@@ -101,14 +96,11 @@ def read(path: str | os.PathLike[str]) -> StateFile:
     """
     path = checked_suffix(path)
     data = path.read_bytes()
-    load = _load_safetensors if path.suffix == ".safetensors" else _load_pt
+    _, unpack = _FORMATS[path.suffix]
     try:
-        manifest, digest, tensors = load(data)
-        if digest != _digest(manifest, tensors):
-            raise StateFileError(f"{path} is damaged: its content does not match its SHA-256")
-        return _parse(path, manifest, tensors)
-    except StateFileError:
-        raise
+        return _content(*unpack(data))
+    except _Unfit as error:
+        raise StateFileError(f"{path} {error}") from None
     # the readers raise a zoo of types on damaged input; each means the same to the user
     except Exception as error:
         raise StateFileError(
@@ -117,35 +109,78 @@ def read(path: str | os.PathLike[str]) -> StateFile:
         ) from error
 
 
-def _load_safetensors(data: bytes) -> tuple[str, str, dict[str, Tensor]]:
+class _Unfit(Exception):
+    """What is wrong with a file, to be said after its path."""
+
+
+def _pack_safetensors(manifest: str, tensors: dict[str, Tensor]) -> bytes:
+    metadata = {"tracetorch": manifest, "sha256": _digest(manifest, tensors)}
+    return safetensors.torch.save(tensors, metadata)
+
+
+def _unpack_safetensors(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = safetensors.torch.load(data)
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata["tracetorch"], metadata["sha256"], tensors
+    manifest = metadata["tracetorch"]
+    said = _said(manifest)
+    if metadata["sha256"] != _digest(manifest, tensors):
+        raise _Unfit("is damaged: its content does not match its SHA-256")
+    return said, tensors
 
 
-def _load_pt(data: bytes) -> tuple[str, str, dict[str, Tensor]]:
+def _pack_pt(manifest: str, tensors: dict[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"tracetorch": manifest, "tensors": tensors}, buffer)
+    # a zip archive ends with the length of its comment, and the comment
+    body = buffer.getvalue()[:-2] + _SEAL_LENGTH.to_bytes(2, "little")
+    return body + _seal(body)
+
+
+def _unpack_pt(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if data[-_SEAL_LENGTH:] != _seal(data[:-_SEAL_LENGTH]):
+        raise _Unfit(
+            "does not end with the SHA-256 of its content: it is truncated, damaged or no state "
+            "file"
+        )
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     tensors = {name: tensor.contiguous() for name, tensor in content["tensors"].items()}
-    return content["tracetorch"], content["sha256"], tensors
+    return _said(content["tracetorch"]), tensors
 
 
-def _parse(path: Path, manifest: str, tensors: dict[str, Tensor]) -> StateFile:
+_SEAL_LENGTH = 64
+
+
+def _seal(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
+
+
+Pack = Callable[[str, dict[str, Tensor]], bytes]
+Unpack = Callable[[bytes], tuple[dict[str, Any], dict[str, Tensor]]]
+
+_FORMATS: dict[str, tuple[Pack, Unpack]] = {
+    ".safetensors": (_pack_safetensors, _unpack_safetensors),
+    ".pt": (_pack_pt, _unpack_pt),
+}
+
+
+def _said(manifest: str) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(manifest)
     if said.get("format") != FORMAT:
-        raise StateFileError(
-            f"{path} has the format {said.get('format')!r}, this version reads {FORMAT!r}"
-        )
+        raise _Unfit(f"has the format {said.get('format')!r}, this version reads {FORMAT!r}")
+    return said
+
+
+def _content(said: dict[str, Any], tensors: dict[str, Tensor]) -> StateFile:
     records = {name: StateRecord(**record) for name, record in said["states"].items()}
     named = {name for name, record in records.items() if record.shape is not None}
     if named != tensors.keys():
-        raise StateFileError(f"{path} names the states {sorted(named)} but holds {sorted(tensors)}")
+        raise _Unfit(f"names the states {sorted(named)} but holds {sorted(tensors)}")
     for name, tensor in tensors.items():
         held, record = (list(tensor.shape), dtype_name(tensor.dtype)), records[name]
         if held != (record.shape, record.dtype):
-            raise StateFileError(
-                f"{path} says that {name} is {record.shape} {record.dtype}, but holds {held[0]} "
-                f"{held[1]}"
+            raise _Unfit(
+                f"says that {name} is {record.shape} {record.dtype}, but holds {held[0]} {held[1]}"
             )
     return StateFile(said["version"], records, tensors)
 

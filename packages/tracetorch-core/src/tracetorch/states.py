@@ -6,6 +6,7 @@ A state has the shape of its layer's input with the layer's own sizes in place o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,21 @@ class StateSpec:
         return (state.shape[place], *extra) == self.sizes
 
     def to_last(self, state: Tensor, dim: int) -> Tensor:
-        """The user's layout → neurons last (before the extra sizes); a view."""
-        return state.movedim(dim, state.ndim - len(self.sizes))
+        """The user's layout → neurons last (before the extra sizes)."""
+        return moved(state, dim, state.ndim - len(self.sizes))
 
     def from_last(self, state: Tensor, dim: int) -> Tensor:
-        """Neurons last → the user's layout; a view."""
-        return state.movedim(state.ndim - len(self.sizes), dim)
+        """Neurons last → the user's layout."""
+        return moved(state, state.ndim - len(self.sizes), dim)
+
+
+def moved(tensor: Tensor, source: int, destination: int) -> Tensor:
+    """``movedim``, but the tensor itself where both places are the same number.
+
+    A view that moves nothing is still a node of the graph: it costs as much as an operation, and
+    changes the order in which gradients are added up.
+    """
+    return tensor if source == destination else tensor.movedim(source, destination)
 
 
 def restarted(state: Tensor, mask: Tensor) -> Tensor:
@@ -58,6 +68,13 @@ def keep_where(mask: Tensor, state: Tensor, other: Tensor) -> Tensor:
             f"and output of a timestep, got one of shape {list(state.shape)}"
         )
     return torch.where(mask.view(-1, *(1,) * (state.ndim - 1)), state, other)
+
+
+def checked_states(states: object) -> Mapping[str, Tensor | None]:
+    """A mapping of states by name; TypeError otherwise."""
+    if not isinstance(states, Mapping):
+        raise TypeError(f"states must be a mapping of names to tensors or None, got {states!r}")
+    return states
 
 
 def checked_mask(mask: object) -> Tensor:

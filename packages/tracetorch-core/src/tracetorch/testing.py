@@ -406,7 +406,7 @@ def _everything(
     found = {"the output": y}
     found.update((f"the final state {name}", s) for name, s in layer.get_states().items())
     with _seeded():
-        parts = [(value * torch.randn_like(value)).sum() for value in found.values()]
+        parts = [(value * _weights(value)).sum() for value in found.values()]
         loss = torch.stack(parts).sum()
     learned = {f"the parameter {n}": p for n, p in layer.named_parameters() if p.requires_grad}
     sources = {"the input": inputs, **incoming, **learned}
@@ -417,6 +417,11 @@ def _everything(
             for name, g in zip(sources, gradients, strict=True)
         )
     return found
+
+
+def _weights(value: Tensor) -> Tensor:
+    # randn_like would follow the layout in memory, which may differ between two equal answers
+    return torch.randn(value.shape, dtype=value.dtype, device=value.device)
 
 
 def _refused(what: str, call: Callable[[], object], layer: Layer, before: dict[str, Tensor]) -> str:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from tracetorch.layer import Layer
 
-_INTERNAL = frozenset(vars(Layer(1)))
+_INTERNAL = frozenset(vars(nn.Module()))
+_INTERNAL_OF_LAYERS = frozenset(vars(Layer(1)))
 _LEAVES = (
     str, bytes, bytearray, int, float, complex, type(None), Tensor, np.ndarray, type,
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
@@ -34,19 +35,20 @@ class Boundary(nn.Module):
 def named_layers(root: nn.Module) -> Found:
     """Every layer of ``root`` with its qualified name; ``""`` if ``root`` itself is one."""
     names: dict[str, int] = {}
-    for name, layer in _in_module(root, "", {}):
+    for name, layer in _in_module(root, "", {}, in_object=False):
         names[name] = names.get(name, 0) + 1
         yield (name if names[name] == 1 else f"{name}#{names[name]}"), layer
 
 
-def _in_module(module: nn.Module, path: str, seen: dict[int, object]) -> Found:
+def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object: bool) -> Found:
     inside = [(_join(path, name), m) for name, m in module.named_modules() if id(m) not in seen]
     seen.update((id(m), m) for _, m in inside)
     yield from ((name, m) for name, m in inside if isinstance(m, Layer))
     for name, m in inside:
+        internal = _INTERNAL_OF_LAYERS if isinstance(m, Layer) else _INTERNAL
         for attribute, value in list(vars(m).items()):
-            if attribute not in _INTERNAL:
-                yield from _in_value(value, _join(name, attribute), seen, in_object=False)
+            if attribute not in internal:
+                yield from _in_value(value, _join(name, attribute), seen, in_object)
 
 
 def _in_value(value: Any, path: str, seen: dict[int, object], in_object: bool) -> Found:
@@ -54,7 +56,7 @@ def _in_value(value: Any, path: str, seen: dict[int, object], in_object: bool) -
         return
     if isinstance(value, nn.Module):
         if not (in_object and any(isinstance(m, Boundary) for m in value.modules())):
-            yield from _in_module(value, path, seen)
+            yield from _in_module(value, path, seen, in_object)
         return
     seen[id(value)] = value
     plain = not isinstance(value, (Mapping, list, tuple, deque, set, frozenset))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracetorch.engine.graph import INPUT, Graph, Node, Refused, read_by, verify
@@ -82,7 +83,7 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     placed = {name: recorder.given(name) for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
     inputs = {**held, **placed}
-    with torch.enable_grad(), replaced(layer, placed), recorder:
+    with torch.enable_grad(), _own_hooks(), replaced(layer, placed), recorder:
         fields = layer._state_fields(*(held[name] for name in states))
         parameters = layer._parameter_fields(*(held[name] for name in own))
         new, y = _blind_step(layer, fields, held["x"], parameters)
@@ -90,6 +91,15 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = _backward(recorder, outputs, inputs, cotangents)
     return Traced(states, (*own, *weights), forward, backward)
+
+
+def _own_hooks() -> saved_tensors_hooks:
+    """What surrounds us may have hooks on saved tensors (checkpointing has): not for the sample."""
+    return saved_tensors_hooks(_same_tensor, _same_tensor)
+
+
+def _same_tensor(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _blind_step(

@@ -67,9 +67,9 @@ def traces(
     heights = _checked("values", values)
     ax = _axes(ax)
     ax.plot(heights, linewidth=1.0, alpha=0.85)
-    levels = () if threshold is None else threshold if isinstance(threshold, tuple) else (threshold,)
-    for level in levels:
-        ax.axhline(level, color="0.3", linestyle="--", linewidth=1.0)
+    if threshold is not None:
+        for level in threshold if isinstance(threshold, tuple) else (threshold,):
+            ax.axhline(level, color="0.3", linestyle="--", linewidth=1.0)
     ax.set(xlabel="timestep", ylabel="membrane", xlim=(-0.5, len(heights) - 0.5))
     return ax
 

@@ -1,29 +1,38 @@
-"""``SimpleRNN``, ``LSTM`` and ``GRU``: torch's own cells as layers. Computes nothing itself.
+"""``SimpleRNN``, ``LSTM`` and ``GRU``: torch's own cells as layers.
 
 Parameters carry the names, shapes and initialisation of ``torch.nn.RNNCell``, ``LSTMCell`` and
 ``GRUCell``: a cell's ``state_dict`` loads as it is, and one seed gives both the same weights.
+
+Each layer writes its equations once, in ``cell``, and names torch's kernels that compute them: one
+for a timestep, one for a whole sequence (oneDNN, cuDNN). The kernels run wherever they can.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import autocast, is_autocast_available
-
+from torch.amp.autocast_mode import autocast
+from torch.autograd import forward_ad
+from torch.nn.functional import linear
 from tracetorch import Layer
 from tracetorch.parameters import checked_integer
+from tracetorch.states import moved
 
 States = tuple[Tensor, ...]
+Kernel = Callable[..., Any]
 
 
 class Cell(Layer):
-    """Base of the three: weights, states, and any number of dimensions around torch's cell.
+    """Base of the three: weights, states, and any number of dimensions around a flat batch.
 
-    A subclass says how many gates its weights hold, which states it has, and :meth:`cell`.
+    A subclass says how many gates its weights hold, which states it has, and :meth:`cell`; and
+    may name torch's kernels for the same equations. One that overrides what a timestep computes
+    has no kernels unless it names its own.
 
     Args:
         in_features: size of the input along ``dim``, at least 1.
@@ -33,6 +42,15 @@ class Cell(Layer):
 
     gates: ClassVar[int]
     state_names: ClassVar[tuple[str, ...]] = ("h",)
+    torch_cell: ClassVar[Kernel | None] = None
+    torch_sequence: ClassVar[Kernel | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if not own.keys().isdisjoint({"cell", "step", "forward"}):
+            cls.torch_cell = own.get("torch_cell")
+            cls.torch_sequence = own.get("torch_sequence")
 
     def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
         owner = type(self).__name__
@@ -51,7 +69,7 @@ class Cell(Layer):
         self.add_parameter(name, drawn, raw_name=name, shape=shape)
 
     def cell(self, x: Tensor, states: States, weights: States) -> States:
-        """One timestep of a flat batch, to be written by each layer.
+        """The equations: one timestep of a flat batch, to be written by each layer.
 
         Args:
             x: ``[B, in_features]``.
@@ -67,24 +85,92 @@ class Cell(Layer):
 
     def step(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
         """One timestep; autocast is off inside, so that no state is rounded to 16 bits."""
-        flat = tuple(
-            getattr(states, name).reshape(-1, self.out_features) for name in self.state_names
-        )
-        weights = (p.weight_ih, p.weight_hh, p.bias_ih, p.bias_hh)
-        around = (*x.shape[:-1], self.out_features)
+        around, size = x.shape[:-1], self.out_features
+        rows = around.numel()
+        flat = tuple(_shaped(getattr(states, name), (rows, size)) for name in self.state_names)
         with _unrounded(x.device.type):
-            new = self.cell(x.reshape(-1, self.in_features), flat, weights)
-        kept = {n: s.reshape(around) for n, s in zip(self.state_names, new, strict=True)}
+            new = self._timestep(_shaped(x, (rows, self.in_features)), flat, _weights(p))
+        kept = {n: _shaped(s, (*around, size)) for n, s in zip(self.state_names, new, strict=True)}
         return kept, kept[self.state_names[0]]
+
+    def _timestep(self, x: Tensor, states: States, weights: States) -> States:
+        if self.torch_cell is None or _transformed():
+            return self.cell(x, states, weights)
+        new = self.torch_cell(x, _packed(states), *weights)
+        return new if isinstance(new, tuple) else (new,)
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        kernel = self.torch_sequence
+        # torch.compile takes the kernels apart into timesteps, and cannot train the LSTM's
+        if kernel is None or _transformed() or torch.compiler.is_compiling():
+            return super()._sequence(x)
+        place, dtype = self.dim % (x.ndim - 1), self._state_dtype(x)
+        specs = self._state_specs.items()
+        standing = [s.to_last(self._standing(n, s, x[0], dtype), place) for n, s in specs]
+        last = moved(x, place + 1, x.ndim - 1).to(dtype)
+        flat = last.reshape(len(x), last.shape[1:-1].numel(), self.in_features)
+        weights = _weights(self._parameters_as(dtype))
+        with _unrounded(x.device.type):
+            y, *final = _run(kernel, flat, standing, weights)
+        self._states = {
+            name: spec.from_last(new.reshape(old.shape), place)
+            for (name, spec), new, old in zip(specs, final, standing, strict=True)
+        }
+        y = y.reshape(*last.shape[:-1], self.out_features)
+        return moved(y, x.ndim - 1, place + 1).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Sizes and dim."""
         return f"{self.in_features}, {self.out_features}, dim={self.dim}"
 
 
-def _unrounded(device_type: str) -> autocast:
-    usable = is_autocast_available(device_type)
-    return autocast(device_type if usable else "cpu", enabled=False)
+def _transformed() -> bool:
+    """Under ``torch.func`` or forward-mode differentiation: torch's kernels have no rules there."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _run(kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States) -> States:
+    """Outputs ``[T, B, out]`` and final states ``[1, B, out]`` for ``x`` ``[T, B, in]``."""
+    rows, size = x.shape[1], states[0].shape[-1]
+    return kernel(  # type: ignore[no-any-return]
+        x,
+        _packed([state.reshape(1, rows, size).contiguous() for state in states]),
+        _adjacent(weights) if x.is_cuda else weights,
+        has_biases=True,
+        num_layers=1,
+        dropout=0.0,
+        train=torch.is_grad_enabled(),
+        bidirectional=False,
+        batch_first=False,
+    )
+
+
+def _weights(p: Any) -> States:
+    return p.weight_ih, p.weight_hh, p.bias_ih, p.bias_hh
+
+
+def _packed(states: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    """As torch's kernels take them: several in a sequence, one alone."""
+    return states if len(states) > 1 else states[0]
+
+
+def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``reshape``, but the tensor itself where it has the shape: no view, as with ``moved``."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
+def _adjacent(weights: States) -> States:
+    """The weights one after the other in memory, where cuDNN takes them without a warning."""
+    whole = torch.cat([weight.reshape(-1) for weight in weights])
+    parts = torch.split(whole, [weight.numel() for weight in weights])
+    return tuple(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))
+
+
+def _unrounded(device_type: str) -> AbstractContextManager[Any]:
+    # autocast knows every device but meta, and refuses to be asked about that
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 class SimpleRNN(Cell):
@@ -127,10 +213,12 @@ class SimpleRNN(Cell):
     """
 
     gates = 1
+    torch_cell, torch_sequence = torch.rnn_tanh_cell, torch.rnn_tanh
 
     def cell(self, x: Tensor, states: States, weights: States) -> States:
-        """``torch.rnn_tanh_cell``."""
-        return (torch.rnn_tanh_cell(x, *states, *weights),)
+        """The equation above."""
+        from_x, from_h = _linear(x, states[0], weights)
+        return (torch.tanh(from_x + from_h),)
 
 
 class LSTM(Cell):
@@ -177,10 +265,15 @@ class LSTM(Cell):
 
     gates = 4
     state_names = ("h", "c")
+    torch_cell, torch_sequence = torch.lstm_cell, torch.lstm
 
     def cell(self, x: Tensor, states: States, weights: States) -> States:
-        """``torch.lstm_cell``."""
-        return torch.lstm_cell(x, states, *weights)
+        """The equations above."""
+        h, c = states
+        from_x, from_h = _linear(x, h, weights)
+        i, f, g, o = (from_x + from_h).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
 
 
 class GRU(Cell):
@@ -226,7 +319,18 @@ class GRU(Cell):
     """
 
     gates = 3
+    torch_cell, torch_sequence = torch.gru_cell, torch.gru
 
     def cell(self, x: Tensor, states: States, weights: States) -> States:
-        """``torch.gru_cell``."""
-        return (torch.gru_cell(x, *states, *weights),)
+        """The equations above."""
+        (h,) = states
+        from_x, from_h = _linear(x, h, weights)
+        (xr, xz, xn), (hr, hz, hn) = from_x.chunk(3, -1), from_h.chunk(3, -1)
+        r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
+        n = torch.tanh(xn + r * hn)
+        return ((1 - z) * n + z * h,)
+
+
+def _linear(x: Tensor, h: Tensor, weights: States) -> tuple[Tensor, Tensor]:
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    return linear(x, weight_ih, bias_ih), linear(h, weight_hh, bias_hh)

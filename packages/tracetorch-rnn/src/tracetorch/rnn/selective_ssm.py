@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 from tracetorch import Layer, constraints
 from tracetorch.parameters import checked_integer
 

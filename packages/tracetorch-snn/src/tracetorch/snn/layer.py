@@ -190,7 +190,8 @@ def constructor_signature(cls: type[LeakyIntegrator]) -> inspect.Signature:
         *((f"learn_{name}", bool, True) for name in names),
     ]
     if cls.firing is not None:
-        fields += [(name, Elementwise | None, None) for name in ("spike_fn", "quant_fn")]
+        given = Elementwise | None  # pyright: ignore[reportOperatorIssue]
+        fields += [(name, given, None) for name in ("spike_fn", "quant_fn")]
     return inspect.Signature(
         [
             inspect.Parameter(

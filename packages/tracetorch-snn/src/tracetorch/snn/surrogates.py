@@ -131,7 +131,7 @@ def atan(slope: float = 2.0, learn_slope: bool = False) -> Surrogate:
     Example:
         >>> import torch
         >>> atan(2.0)(torch.tensor([0.0, 1.0]))
-        tensor([0.5000, 0.9026])
+        tensor([0.5000, 0.9019])
     """
     return Surrogate("atan", slope, learn_slope)
 
