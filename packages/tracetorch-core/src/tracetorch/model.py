@@ -296,26 +296,35 @@ class Model(Boundary):
         kind = (self.training, steps.ndim)
         if len(steps) == 1 or kind in self._stepped:
             return self._loop(steps)
+        if kind not in self._foldable and not torch.compiler.is_compiling():
+            why = self._unfoldable(steps[:2])
+            if why is not None:
+                return self._stepped_for(why, kind, steps)
+            self._foldable.add(kind)
         before = self._standing()
         try:
-            if kind not in self._foldable and not torch.compiler.is_compiling():
-                self._try_folding(steps[:2])
-                self._foldable.add(kind)
             return self._folded(steps)
-        except Exception as why:  # whatever forward raises on folded time, stepping shows anew
+        except Unfoldable as why_not:
             self._restore(before)
-            y = self._loop(steps)
-            self._stepped[kind] = str(why)
-            _log.info("%s is stepped: %s", type(self).__name__, why)
-            return y
+            return self._stepped_for(str(why_not), kind, steps)
 
-    def _try_folding(self, steps: Tensor) -> None:
-        """Fold a few timesteps, looking out for all that cannot be folded; nothing stays of it."""
+    def _stepped_for(self, why: str, kind: tuple[bool, int], steps: Tensor) -> Any:
+        """Step, from now on, if that goes well: else what went wrong is not the folding."""
+        y = self._loop(steps)
+        self._stepped[kind] = why
+        _log.info("%s is stepped: %s", type(self).__name__, why)
+        return y
+
+    def _unfoldable(self, steps: Tensor) -> str | None:
+        """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
         before, buffers = self._standing(), [(b, b.clone()) for b in self.buffers()]
         devices = [steps.device] if steps.is_cuda else []
         try:
             with torch.no_grad(), torch.random.fork_rng(devices), looking_out():
                 self._folded(steps)
+            return None
+        except Exception as why:  # whatever forward raises on folded time, stepping shows anew
+            return f"{type(why).__name__}: {why}"
         finally:
             self._restore(before)
             for buffer, kept in buffers:
