@@ -12,6 +12,7 @@ __path__ = extend_path(__path__, __name__)
 
 from tracetorch import backends, constraints, functional
 from tracetorch.backends import BackendError
+from tracetorch.checking import check_unroll
 from tracetorch.checkpointing import restored_states
 from tracetorch.constraints import Constraint
 from tracetorch.errors import LayerError, StateError, StateFileError
@@ -36,6 +37,7 @@ __all__ = [
     "StateError",
     "StateFileError",
     "backends",
+    "check_unroll",
     "constraints",
     "functional",
     "named_layers",

@@ -213,6 +213,27 @@ class Layer(nn.Module):
             self._states = before
             raise
 
+    def kernel_source(
+        self, ndim: int = 2, dtype: torch.dtype = torch.float32, backward: bool = False
+    ) -> str:
+        """The generated source of this layer's sequence kernel, for reading.
+
+        Args:
+            ndim: dimensions of one timestep.
+            dtype: of the input.
+            backward: the kernel of the backward pass, with every gradient, instead of the forward.
+
+        Raises:
+            BackendError: the layer has no kernel; the message says why.
+
+        Example:
+            >>> import torch, tracetorch as tt
+            >>> source = tt.testing.Trace(3).kernel_source()
+            >>> [line.strip() for line in source.splitlines() if "mem_;" in line]
+            ['const real v2 = beta_ * mem_;']
+        """
+        return sequence.source(self, ndim, dtype, backward)
+
     def _unfolded(self, x: Tensor, fold: Fold) -> Tensor:
         """All timesteps of a folded sequence, in its own order of time."""
         if fold is USED:
@@ -255,6 +276,8 @@ class Layer(nn.Module):
                 )
             kept[name] = spec.from_last(new[name].to(dtype), dim % x.ndim)
         self._states = kept
+        if any(y is state for state in new.values()):
+            y = y.clone()  # what follows may write into the output; the state is not its to change
         return moved(y, -1, -1 if dim == y.ndim - 1 else dim).to(x.dtype)
 
     def _standing(self, name: str, spec: StateSpec, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 
 from tracetorch import backends
 from tracetorch.engine import build
-from tracetorch.engine.cpp import REAL, STORED
+from tracetorch.engine.cpp import REAL, STORED, render
 from tracetorch.engine.graph import Refused
+from tracetorch.engine.launch import interpreted, missing
 from tracetorch.engine.program import Program, register, registered
 from tracetorch.engine.trace import replaced, trace, weights_of
 from tracetorch.numbering import numbered
@@ -53,6 +54,15 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
     y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, name, flags)
     layer._states = dict(zip(layer._state_specs, rest, strict=False))
     return y  # type: ignore[no-any-return]
+
+
+def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool) -> str:
+    """The source of a layer's kernel, with every gradient that can be asked for."""
+    try:
+        program = _program(layer, ndim, layer._promoted(dtype), dtype, "cpu")
+    except Refused as why:
+        raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
+    return render(program.kernel(program.gradients, backward))
 
 
 def _transformed() -> bool:
@@ -102,8 +112,7 @@ def _prepared(
 def _program(
     layer: Layer, ndim: int, real: torch.dtype, stored: torch.dtype, device: str
 ) -> Program:
-    if device != "cpu":
-        raise Refused(f"there are no kernels for tensors on {device}")
+    backend = _backend(device)
     if real not in REAL or stored not in STORED:
         raise Refused(f"there are no kernels for states in {real} and inputs in {stored}")
     _check_ordinary(layer)
@@ -114,7 +123,21 @@ def _program(
     except Exception as error:  # the user's own code, on a sample: stepping will show what it is
         raise Refused(f"its step raised {type(error).__name__} on a sample: {error}") from error
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
-    return register(Program(traced, real, stored, layer.num_neurons, dim))
+    return register(Program(traced, real, stored, layer.num_neurons, dim, backend))
+
+
+def _backend(device: str) -> str:
+    """The backend for tensors on a device, of the chosen kind."""
+    chosen = backends.chosen()
+    serving = {"cpu": "cpp", "cuda": "triton"}.get(device)
+    if chosen == "triton" and interpreted():
+        serving = "triton"
+    if serving is None or chosen not in ("auto", serving):
+        kind = "" if chosen == "auto" else f"{chosen} "
+        raise Refused(f"there are no {kind}kernels for tensors on {device}")
+    if serving == "triton" and (why := missing()):
+        raise Refused(why)
+    return serving
 
 
 _users: dict[str, weakref.WeakSet[Layer]] = {}
@@ -278,8 +301,9 @@ def _replay(
     return [next(gradients) if flag else None for flag in wanted]
 
 
-_library.impl("unroll", _unroll, "CPU")
-_library.impl("unroll_backward", _unroll_backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("unroll", _unroll, _device)
+    _library.impl("unroll_backward", _unroll_backward, _device)
 torch.library.register_fake("tracetorch::unroll", _unroll_shapes, lib=_library)
 torch.library.register_fake("tracetorch::unroll_backward", _unroll_backward_shapes, lib=_library)
 torch.library.register_autograd(
