@@ -237,7 +237,7 @@ class Layer(nn.Module):
     def _unfolded(self, x: Tensor, fold: Fold) -> Tensor:
         """All timesteps of a folded sequence, in its own order of time."""
         if fold is USED:
-            raise Unfoldable(f"{self!r} is called more than once in a timestep")
+            raise Unfoldable(f"a {type(self).__name__} is called more than once in a timestep")
         steps = fold.apart(x)
         self._fold = None
         y = self.unroll(steps)
