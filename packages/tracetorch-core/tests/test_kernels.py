@@ -46,7 +46,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "hardtanh_backward": lambda u: F.hardtanh(u, -0.5, 0.7),
     "sigmoid_backward": lambda u: torch.sigmoid(3 * u),
     "tanh_backward": lambda u: torch.tanh(u / 2),
-    "nan_or_zero": lambda u: u + torch.sigmoid(u) - torch.sigmoid(u).detach(),
+    "nan_or_zero": lambda u: u + (torch.sigmoid(u) - torch.sigmoid(u).detach()),
     "isnan": lambda u: torch.where(torch.isnan(u), torch.zeros_like(u), u),
     "not": lambda u: torch.logical_not(u > 0).to(u.dtype),
     "to_bool": lambda u: torch.logical_not(torch.round(u)).to(u.dtype),

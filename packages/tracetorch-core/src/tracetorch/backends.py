@@ -37,11 +37,11 @@ class BackendError(RuntimeError):
 
 def status() -> dict[str, str]:
     """Each backend with ``"ready"``, or why it is not there."""
-    from tracetorch.engine import build
+    from tracetorch.engine import build, launch
 
     found = build.compiler()
     cpp = READY if found else f"no C++ compiler: none of {', '.join(build.COMPILERS)} is on PATH"
-    return {"cpp": cpp, "eager": READY, "triton": "not part of this version"}
+    return {"cpp": cpp, "eager": READY, "triton": launch.missing() or READY}
 
 
 def chosen() -> str:

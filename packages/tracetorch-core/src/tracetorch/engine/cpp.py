@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 
 import torch
 
 from tracetorch.engine.graph import CONST, INPUT, Node, ordered
+from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.ops import TABLE
-from tracetorch.engine.trace import Traced
 
 REAL = {torch.float32: "float", torch.float64: "double"}
 STORED = {**REAL, torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -25,65 +23,13 @@ STORED = {**REAL, torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _CACHE_BYTES = 40_000
 
 
-@dataclass(frozen=True, eq=False)
-class Kernel:
-    """What one direction of one layer computes, in which types.
-
-    Attributes:
-        traced: the timestep.
-        real: the type of states, parameters and arithmetic.
-        stored: the type of input and output in memory.
-        wanted: gradients to compute, as names of ``traced.backward``; empty for the forward pass
-            of a sequence that needs none.
-        backward: which direction.
-    """
-
-    traced: Traced
-    real: torch.dtype
-    stored: torch.dtype
-    wanted: tuple[str, ...]
-    backward: bool
-
-    @cached_property
-    def remembered(self) -> tuple[str, ...]:
-        """States kept every :attr:`period` timesteps, from which the backward pass recomputes."""
-        return self.traced.remembered(self.wanted)
-
-    @property
-    def period(self) -> int:
-        """Timesteps between two kept states."""
-        return 32 if len(self.remembered) <= 2 else 16
-
-    @property
-    def pointers(self) -> tuple[str, ...]:
-        """What each pointer leads to, in order; see :func:`render`."""
-        states, kept = self.traced.states, [f"kept {name}" for name in self.remembered]
-        if not self.backward:
-            ends = [f"new {name}" for name in states]
-            return ("x", "y", *states, *ends, *kept, *self.traced.parameters)
-        ends = [f"grad new {name}" for name in states]
-        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted)
-
-    @property
-    def width(self) -> int:
-        """Lanes of a block."""
-        arrays = len(self.traced.states) + len(self.traced.parameters)
-        if self.backward:
-            arrays = 2 * arrays + self.period * len(self.remembered)
-        width = 256
-        while width > 64 and arrays * width * torch.finfo(self.real).bits // 8 > _CACHE_BYTES:
-            width //= 2
-        return width
-
-
 def render(kernel: Kernel) -> str:
     """The whole source of a kernel.
 
-    ``pointers`` lead to what ``kernel.pointers`` lists: sequences ``[T, L]`` of ``stored``, states
-    ``[L]``, kept states ``[ceil(T / period), L]``, parameters ``[neurons]`` or one value. A state
-    or its gradient that is null is zero; a kept state, output state or gradient that is null is not
-    written. ``sizes``: T, L, neurons, lanes between two neurons, then 0 or 1 for each parameter
-    that is one value or one per neuron.
+    ``pointers`` lead to what ``kernel.pointers`` lists. A state or its gradient that is null is
+    zero; a kept state, output state or gradient that is null is not written. ``sizes``: T, L,
+    neurons, lanes between two neurons, then 0 or 1 for each parameter that is one value or one per
+    neuron.
     """
     body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
     half = "#define TRACETORCH_HALF 1\n" if torch.float16 == kernel.stored else ""
@@ -92,7 +38,7 @@ def render(kernel: Kernel) -> str:
         f"{half}{prelude}\n"
         f"typedef {REAL[kernel.real]} real;\n"
         f"typedef {STORED[kernel.stored]} stored;\n"
-        f"enum {{ WIDTH = {kernel.width}, PERIOD = {kernel.period} }};\n\n"
+        f"enum {{ WIDTH = {_width(kernel)}, PERIOD = {kernel.period} }};\n\n"
         f"static void block(void **pointers, const int64_t *sizes, int64_t lane) {{\n{body}}}\n\n"
         'extern "C" void run(void **pointers, const int64_t *sizes, int threads) {\n'
         "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, threads);\n"
@@ -100,16 +46,60 @@ def render(kernel: Kernel) -> str:
     )
 
 
-class _Direction:
-    """What both directions share: names, the block's arrays, loops over its lanes."""
+class Writer:
+    """Lines of C++, and the loops over lanes in them."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.traced = kernel, kernel.traced
-        self.at = {name: index for index, name in enumerate(kernel.pointers)}
+    def __init__(self) -> None:
         self.lines: list[str] = []
 
     def say(self, depth: int, *lines: str) -> None:
+        """Add lines."""
         self.lines += ["    " * depth + line for line in lines]
+
+    def loop(
+        self,
+        depth: int,
+        outputs: Mapping[str, Node],
+        read: Mapping[str, str],
+        write: Mapping[str, str],
+        length: str = "WIDTH",
+        sums: Sequence[str] = (),
+    ) -> None:
+        """One timestep in every lane: inputs read, each value once, outputs written.
+
+        ``sums``: variables that the lanes add to.
+        """
+        clause = f" reduction(+ : {', '.join(sums)})" if sums else ""
+        self.say(depth, f"#pragma omp simd{clause}", f"for (int i = 0; i < {length}; ++i) {{")
+        names: dict[Node, str] = {}
+        for node in ordered(outputs.values()):
+            names[node] = self._define(depth + 1, node, names, read)
+        for name, node in outputs.items():
+            self.say(depth + 1, write[name].format(names[node]))
+        self.say(depth, "}")
+
+    def _define(
+        self, depth: int, node: Node, names: Mapping[Node, str], read: Mapping[str, str]
+    ) -> str:
+        if node.op == CONST:
+            return _literal(node.value)
+        if node.op == INPUT:
+            name, text = identifier(node.label), read[node.label]
+        else:
+            name = f"v{len(names)}"
+            text = TABLE[node.op].cpp.format(*(names[arg] for arg in node.args))
+        kind = "real" if node.gives == "f" else "bool"
+        self.say(depth, f"const {kind} {name} = {text};")
+        return name
+
+
+class _Direction(Writer):
+    """What both directions share: names, the block's arrays, rows of sequences."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel, self.traced = kernel, kernel.traced
+        self.at = {name: index for index, name in enumerate(kernel.pointers)}
 
     def begin(self) -> None:
         self.say(
@@ -120,7 +110,7 @@ class _Direction:
             "stored row[4][WIDTH] = {};",
         )
         for index, name in enumerate(self.traced.parameters):
-            here = _array("all", name)
+            here = array("all", name)
             self.say(
                 1,
                 f"real {here}[WIDTH];",
@@ -137,38 +127,8 @@ class _Direction:
             f"memcpy(row[{index}], {variable}, rest * sizeof(stored));",
         )
 
-    def loop(
-        self,
-        depth: int,
-        outputs: Mapping[str, Node],
-        read: Mapping[str, str],
-        write: Mapping[str, str],
-    ) -> None:
-        """One timestep in every lane: inputs read, each value once, outputs written."""
-        self.say(depth, "#pragma omp simd", "for (int i = 0; i < WIDTH; ++i) {")
-        names: dict[Node, str] = {}
-        for node in ordered(outputs.values()):
-            names[node] = self._define(depth + 1, node, names, read)
-        for name, node in outputs.items():
-            self.say(depth + 1, write[name].format(names[node]))
-        self.say(depth, "}")
-
-    def _define(
-        self, depth: int, node: Node, names: Mapping[Node, str], read: Mapping[str, str]
-    ) -> str:
-        if node.op == CONST:
-            return _literal(node.value)
-        if node.op == INPUT:
-            name, text = _name(node.label), read[node.label]
-        else:
-            name = f"v{len(names)}"
-            text = TABLE[node.op].cpp.format(*(names[arg] for arg in node.args))
-        kind = "real" if node.gives == "f" else "bool"
-        self.say(depth, f"const {kind} {name} = {text};")
-        return name
-
     def constants(self) -> dict[str, str]:
-        return {name: f"{_array('all', name)}[i]" for name in self.traced.parameters}
+        return {name: f"{array('all', name)}[i]" for name in self.traced.parameters}
 
 
 class _Forward(_Direction):
@@ -179,7 +139,7 @@ class _Forward(_Direction):
         states, kept = self.traced.states, self.kernel.remembered
         self.say(1, f"stored *const ys = (stored *)pointers[{self.at['y']}] + lane;")
         for name in states:
-            here = _array("now", name)
+            here = array("now", name)
             self.say(1, f"real {here}[WIDTH];")
             self.say(1, f"take({here}, WIDTH, pointers[{self.at[name]}], lane, rest);")
         self.say(1, "for (int64_t t = 0; t < steps; ++t) {")
@@ -187,11 +147,11 @@ class _Forward(_Direction):
             self.say(2, "if (t % PERIOD == 0) {")
             for name in kept:
                 place = f"pointers[{self.at[f'kept {name}']}], t / PERIOD * lanes + lane"
-                self.say(3, f"give({_array('now', name)}, {place}, rest);")
+                self.say(3, f"give({array('now', name)}, {place}, rest);")
             self.say(2, "}")
         self.row(2, "xt", "xs", 0)
         self.say(2, "stored *__restrict yt = rest < WIDTH ? row[1] : ys + t * lanes;")
-        now = {name: f"{_array('now', name)}[i]" for name in states}
+        now = {name: f"{array('now', name)}[i]" for name in states}
         write = {f"new {name}": f"{place} = {{}};" for name, place in now.items()}
         self.loop(
             2,
@@ -203,7 +163,7 @@ class _Forward(_Direction):
         self.say(1, "}")
         for name in states:
             place = f"pointers[{self.at[f'new {name}']}], lane"
-            self.say(1, f"give({_array('now', name)}, {place}, rest);")
+            self.say(1, f"give({array('now', name)}, {place}, rest);")
         return "\n".join(self.lines) + "\n"
 
 
@@ -213,8 +173,8 @@ class _Backward(_Direction):
     def text(self) -> str:
         self.begin()
         kept, wanted = self.kernel.remembered, self.kernel.wanted
-        self.gradients = {name: _array("grad", name) for name in self.traced.states}
-        self.sums = {n: _array("sum", n) for n in self.traced.parameters if f"grad {n}" in wanted}
+        self.gradients = {name: array("grad", name) for name in self.traced.states}
+        self.sums = {n: array("sum", n) for n in self.traced.parameters if f"grad {n}" in wanted}
         self.say(1, f"const stored *const gys = (const stored *)pointers[{self.at['grad y']}];")
         if "grad x" in wanted:
             self.say(1, f"stored *const gxs = (stored *)pointers[{self.at['grad x']}] + lane;")
@@ -223,7 +183,7 @@ class _Backward(_Direction):
             self.say(1, f"real {here}[WIDTH];", f"take({here}, WIDTH, {pointer}, lane, rest);")
         for here in self.sums.values():
             self.say(1, f"real {here}[WIDTH] = {{}}, part_{here}[WIDTH];")
-        self.say(1, *(f"real {_array('past', name)}[PERIOD][WIDTH];" for name in kept))
+        self.say(1, *(f"real {array('past', name)}[PERIOD][WIDTH];" for name in kept))
         self.say(1, "for (int64_t k = (steps - 1) / PERIOD; k >= 0; --k) {")
         self.say(2, "const int64_t first = k * PERIOD;")
         self.say(2, "const int m = int(steps - first < PERIOD ? steps - first : PERIOD);")
@@ -237,16 +197,16 @@ class _Backward(_Direction):
     def _recompute(self, kept: Sequence[str]) -> None:
         for name in kept:
             place = f"pointers[{self.at[f'kept {name}']}], k * lanes + lane"
-            self.say(2, f"take({_array('past', name)}[0], WIDTH, {place}, rest);")
+            self.say(2, f"take({array('past', name)}[0], WIDTH, {place}, rest);")
         self.say(2, "for (int j = 0; j + 1 < m; ++j) {", "    const int64_t t = first + j;")
         self.row(3, "xt", "xs", 0)
         outputs = {f"new {name}": self.traced.forward[f"new {name}"] for name in kept}
-        write = {f"new {name}": f"{_array('past', name)}[j + 1][i] = {{}};" for name in kept}
+        write = {f"new {name}": f"{array('past', name)}[j + 1][i] = {{}};" for name in kept}
         self.loop(3, outputs, self._reads(kept), write)
         self.say(2, "}")
 
     def _reads(self, kept: Sequence[str]) -> dict[str, str]:
-        past = {name: f"{_array('past', name)}[j][i]" for name in kept}
+        past = {name: f"{array('past', name)}[j][i]" for name in kept}
         return {**self.constants(), **past, "x": "load(xt[i])"}
 
     def _reverse(self) -> None:
@@ -286,11 +246,23 @@ class _Backward(_Direction):
                 self.say(1, f"give({here}, pointers[{self.at[f'grad {name}']}], lane, rest);")
 
 
-def _array(prefix: str, name: str) -> str:
+def _width(kernel: Kernel) -> int:
+    """Lanes of a block."""
+    arrays = len(kernel.traced.states) + len(kernel.traced.parameters)
+    if kernel.backward:
+        arrays = 2 * arrays + kernel.period * len(kernel.remembered)
+    width = 256
+    while width > 64 and arrays * width * torch.finfo(kernel.real).bits // 8 > _CACHE_BYTES:
+        width //= 2
+    return width
+
+
+def array(prefix: str, name: str) -> str:
+    """The name of an array that belongs to a state or parameter."""
     return f"{prefix}_{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
 
 
-def _name(label: str) -> str:
+def identifier(label: str) -> str:
     """An input's name as an identifier; no word of the language ends in an underscore."""
     return re.sub(r"[^0-9A-Za-z_]", "_", label) + "_"
 

@@ -19,7 +19,8 @@ class Op:
         takes: a letter per argument, ``f`` floating or ``b`` boolean.
         gives: ``f`` or ``b``.
         cpp: the C++ expression.
-        triton: the Triton expression, ``libdevice.`` and ``tl.`` at hand.
+        triton: the Triton expression; ``tl.`` is Triton's language, ``math.`` the module
+            ``triton_math``. Arguments are names of tensors, never bare numbers.
         aten: the overloads of torch it stands for, arguments in the same order.
         defaults: torch's defaults of the last arguments.
     """
@@ -49,8 +50,8 @@ def _compared(name: str, sign: str) -> Op:
     return _infix(name, sign, "ff", "b", f"{name}.Tensor", f"{name}.Scalar")
 
 
-def _function(name: str, triton: str, aten: str | None = None) -> Op:
-    return Op(name, "f", "f", f"math::{name}({{0}})", f"{triton}({{0}})", (aten or name,))
+def _function(name: str, triton: str) -> Op:
+    return Op(name, "f", "f", f"math::{name}({{0}})", f"{triton}({{0}})", (name,))
 
 
 _ROWS = (
@@ -58,15 +59,15 @@ _ROWS = (
     _infix("add", "+", "ff", "f", "add.Tensor", "add.Scalar"),
     _infix("sub", "-", "ff", "f", "sub.Tensor", "sub.Scalar"),
     _infix("mul", "*", "ff", "f", "mul.Tensor", "mul.Scalar"),
-    _infix("div", "/", "ff", "f", "div.Tensor", "div.Scalar"),
+    Op("div", "ff", "f", "{0} / {1}", "math.div({0}, {1})", ("div.Tensor", "div.Scalar")),
     Op("rsub", "ff", "f", "{1} - {0}", "{1} - {0}", ("rsub.Tensor", "rsub.Scalar")),
     Op("neg", "f", "f", "-{0}", "-{0}", ("neg",)),
     Op("abs", "f", "f", "math::abs({0})", "tl.abs({0})", ("abs",)),
-    Op("reciprocal", "f", "f", "real(1) / {0}", "1.0 / {0}", ("reciprocal",)),
+    Op("reciprocal", "f", "f", "real(1) / {0}", "math.div(1.0, {0})", ("reciprocal",)),
     Op(
         "sign", "f", "f",
         "real({0} > 0) - real({0} < 0)",
-        "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))",
+        "({0} > 0).to(real) - ({0} < 0).to(real)",
         ("sign", "sgn"),
     ),
     Op(
@@ -92,10 +93,10 @@ _ROWS = (
     _infix("and", "&", "bb", "b", "logical_and", "bitwise_and.Tensor"),
     _infix("or", "|", "bb", "b", "logical_or", "bitwise_or.Tensor"),
     _infix("xor", "^", "bb", "b", "logical_xor", "bitwise_xor.Tensor"),
-    Op("not", "b", "b", "!{0}", "~{0}", ("logical_not", "bitwise_not")),
+    Op("not", "b", "b", "!{0}", "{0} == 0", ("logical_not", "bitwise_not")),
     Op("isnan", "f", "b", "{0} != {0}", "{0} != {0}", ("isnan",)),
     Op("where", "bff", "f", "{0} ? {1} : {2}", "tl.where({0}, {1}, {2})", ("where.self",)),
-    Op("to_float", "b", "f", "{0} ? real(1) : real(0)", "tl.where({0}, 1.0, 0.0)"),
+    Op("to_float", "b", "f", "{0} ? real(1) : real(0)", "{0}.to(real)"),
     Op("to_bool", "f", "b", "{0} != 0", "{0} != 0"),
     Op(
         "nan_or_zero", "f", "f",
@@ -103,25 +104,25 @@ _ROWS = (
         "tl.where({0} == {0}, 0.0, {0})",
     ),
     # functions
-    _function("exp", "tl.exp"),
+    _function("exp", "math.exp"),
     _function("exp2", "tl.exp2"),
-    _function("expm1", "libdevice.expm1"),
+    _function("expm1", "math.expm1"),
     _function("log", "tl.log"),
-    _function("log1p", "libdevice.log1p"),
+    _function("log1p", "math.log1p"),
     _function("log2", "tl.log2"),
-    _function("sqrt", "tl.sqrt"),
+    _function("sqrt", "math.sqrt"),
     _function("rsqrt", "tl.rsqrt"),
     _function("sin", "tl.sin"),
     _function("cos", "tl.cos"),
-    _function("tanh", "libdevice.tanh"),
-    _function("sigmoid", "tl.sigmoid"),
-    _function("atan", "libdevice.atan"),
+    _function("tanh", "math.tanh"),
+    _function("sigmoid", "math.sigmoid"),
+    _function("atan", "math.atan"),
     _function("erf", "tl.erf"),
     _function("floor", "tl.floor"),
     _function("ceil", "tl.ceil"),
-    _function("trunc", "libdevice.trunc"),
-    _function("round", "libdevice.rint"),
-    Op("pow", "ff", "f", "math::pow({0}, {1})", "libdevice.pow({0}, {1})",
+    _function("trunc", "math.trunc"),
+    _function("round", "math.rint"),
+    Op("pow", "ff", "f", "math::pow({0}, {1})", "math.power({0}, {1})",
        ("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")),
     # what torch's own derivative formulas are made of
     Op(
@@ -145,14 +146,14 @@ _ROWS = (
     Op(
         "softplus", "fff", "f",
         "{0} * {1} > {2} ? {0} : math::log1p(math::exp({0} * {1})) / {1}",
-        "tl.where({0} * {1} > {2}, {0}, libdevice.log1p(tl.exp({0} * {1})) / {1})",
+        "tl.where({0} * {1} > {2}, {0}, math.div(math.log1p(math.exp({0} * {1})), {1}))",
         ("softplus",),
         (1.0, 20.0),
     ),
     Op(
         "softplus_backward", "ffff", "f",
         "{1} * {2} > {3} ? {0} : {0} * math::sigmoid({1} * {2})",
-        "tl.where({1} * {2} > {3}, {0}, {0} * tl.sigmoid({1} * {2}))",
+        "tl.where({1} * {2} > {3}, {0}, {0} * math.sigmoid({1} * {2}))",
         ("softplus_backward",),
     ),
 )  # fmt: skip

@@ -10,14 +10,16 @@ import ctypes
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tracetorch.engine import build, cpp
+from tracetorch.engine import build, cpp, triton
+from tracetorch.engine.kernel import Kernel
+from tracetorch.engine.launch import Launch, launcher
 from tracetorch.engine.trace import Traced
 
 _programs: dict[str, Program] = {}
@@ -34,6 +36,7 @@ class Program:
         stored: dtype of input and output.
         neurons: how many there are along ``dim``.
         dim: where they are in a timestep, as a negative number.
+        backend: ``cpp`` or ``triton``.
     """
 
     traced: Traced
@@ -41,11 +44,13 @@ class Program:
     stored: torch.dtype
     neurons: int
     dim: int
+    backend: str = "cpp"
 
     @functools.cached_property
     def name(self) -> str:
         """What it is registered under: a digest of its kernels."""
-        texts = [cpp.render(self.kernel(self.gradients, backward)) for backward in (False, True)]
+        render = triton.render if self.backend == "triton" else cpp.render
+        texts = [render(self.kernel(self.gradients, backward)) for backward in (False, True)]
         digest = hashlib.sha256("\0".join([*texts, str(self.neurons), str(self.dim)]).encode())
         return digest.hexdigest()[:24]
 
@@ -62,20 +67,27 @@ class Program:
         return tuple(name for name in self.gradients if name in asked)
 
     @functools.cache  # noqa: B019 - programs live as long as the process
-    def kernel(self, wanted: tuple[str, ...], backward: bool) -> cpp.Kernel:
+    def kernel(self, wanted: tuple[str, ...], backward: bool) -> Kernel:
         """One direction; the forward one keeps what these gradients need."""
-        return cpp.Kernel(self.traced, self.real, self.stored, wanted, backward)
+        return Kernel(self.traced, self.real, self.stored, wanted, backward)
 
     def prepare(self, flags: Sequence[bool]) -> None:
-        """Compile what a sequence with these gradients needs, both directions at once.
+        """Compile what a sequence with these gradients needs; in C++ both directions at once.
 
         Raises:
             BuildError: a kernel cannot be compiled here.
         """
         wanted = self.wanted(flags)
         directions = (False, True) if wanted else (False,)
-        with ThreadPoolExecutor(len(directions)) as pool:
-            list(pool.map(lambda backward: _compiled(self.kernel(wanted, backward)), directions))
+        kernels = [self.kernel(wanted, backward) for backward in directions]
+        if self.backend == "triton":  # which compiles for the device current in this thread
+            list(map(self._launch, kernels))
+            return
+        with ThreadPoolExecutor(len(kernels)) as pool:
+            list(pool.map(self._launch, kernels))
+
+    def _launch(self, kernel: Kernel) -> Launch:
+        return _launchers[self.backend](kernel)
 
     def forward(
         self,
@@ -151,7 +163,7 @@ class Program:
 
     def _run(
         self,
-        kernel: cpp.Kernel,
+        kernel: Kernel,
         x: Tensor,
         tensors: Mapping[str, Tensor | None],
         parameters: Sequence[Tensor],
@@ -162,16 +174,26 @@ class Program:
         after = x.shape[x.ndim + self.dim + 1 :].numel()
         strides = [parameter.ndim for parameter in parameters]
         sizes = (len(x), x.shape[1:].numel(), self.neurons, after, *strides)
-        pointers = (ctypes.c_void_p * len(held))(*(0 if t is None else t.data_ptr() for t in held))
-        _compiled(kernel)(pointers, (ctypes.c_int64 * len(sizes))(*sizes), torch.get_num_threads())
+        self._launch(kernel)(held, sizes)
 
 
-@functools.cache
-def _compiled(kernel: cpp.Kernel) -> Callable[..., None]:
+def _native(kernel: Kernel) -> Launch:
     run = build.library(cpp.render(kernel)).run
     run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
     run.restype = None
-    return run
+
+    def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        run(
+            (ctypes.c_void_p * len(tensors))(*pointers),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            torch.get_num_threads(),
+        )
+
+    return launch
+
+
+_launchers = {"cpp": functools.cache(_native), "triton": functools.cache(launcher)}
 
 
 def register(program: Program) -> Program:

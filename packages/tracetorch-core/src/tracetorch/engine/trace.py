@@ -93,6 +93,24 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     return Traced(states, (*own, *weights), forward, backward)
 
 
+def trace_function(
+    function: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[str], dtype: torch.dtype
+) -> Traced:
+    """Trace an elementwise function of a state ``h`` and inputs, that returns new h and y.
+
+    Raises:
+        Refused: it does something the engine has no kernel for; the message says what.
+    """
+    recorder = _Recorder((BATCH,), dtype)
+    held = {name: recorder.given(name) for name in ("h", *inputs)}
+    cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(("h",))}
+    with torch.enable_grad(), _own_hooks(), recorder:
+        outputs = dict(zip(_outputs(("h",)), function(*held.values()), strict=True))
+        forward = {name: recorder.output(name, value) for name, value in outputs.items()}
+        backward = _backward(recorder, outputs, held, cotangents)
+    return Traced(("h",), tuple(inputs), forward, backward)
+
+
 def _own_hooks() -> saved_tensors_hooks:
     """What surrounds us may have hooks on saved tensors (checkpointing has): not for the sample."""
     return saved_tensors_hooks(_same_tensor, _same_tensor)
