@@ -21,7 +21,6 @@ TORCHES = {"oldest": ("torch==2.6.*", (3, 14)), "newest": ("torch", None)}
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
-nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests", "tests_all", "docs", "build"]
 
 
@@ -42,8 +41,6 @@ def install_package(session: nox.Session, package: str, *more: str) -> None:
     """The package and its siblings as wheels, with their dependencies and the test tools."""
     built = wheels(session, [*NEEDS[package], package])
     session.install(*built, *more, "pytest", "hypothesis")
-    # a rebuilt wheel has the same name and version: it must replace what is there
-    session.install("--no-deps", "--force-reinstall", *built)
 
 
 def sync(session: nox.Session, *options: str) -> None:
@@ -108,6 +105,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy (strict) and pyright on the installed packages, as a user's checker sees them."""
+    # uv would take a wheel it built of the same version before
     sync(session, "--no-editable", *(f"--reinstall-package=tracetorch-{name}" for name in NEEDS))
     session.run("mypy", "--package=tracetorch")
     tmp = Path(session.create_tmp()).resolve()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SUBPACKAGES = {"core": "tracetorch", "snn": "tracetorch/snn", "rnn": "tracetorch/rnn"}
-SUBPACKAGES["plot"] = "tracetorch/plot"
+NAMES = sorted(folder.name.split("-")[1] for folder in ROOT.glob("packages/tracetorch-*"))
+SUBPACKAGES = {name: "tracetorch" if name == "core" else f"tracetorch/{name}" for name in NAMES}
 
 
 def build(source: Path, out: Path, *options: str) -> None:

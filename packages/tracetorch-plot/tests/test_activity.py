@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgba
-
 from tracetorch import plot
 from tracetorch.plot.activity import NEGATIVE, POSITIVE
 

