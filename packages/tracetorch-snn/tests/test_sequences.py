@@ -125,7 +125,8 @@ def test_nothing_is_learned_that_is_not_to_be(cls: type[snn.Layer], build: Build
 
 
 def test_some_parameters_learn_and_others_do_not() -> None:
-    layer = snn.DSLITS(4, learn_pos_beta=False, learn_neg_threshold=False, neg_alpha_rank=0).double()
+    layer = snn.DSLITS(4, learn_pos_beta=False, learn_neg_threshold=False, neg_alpha_rank=0)
+    layer = layer.double()
     x = torch.randn(40, 3, 4, dtype=torch.float64)
     assert_alike(results(layer, x, "cpp"), results(layer, x, "eager"), 1e-10)
 
