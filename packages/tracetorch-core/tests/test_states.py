@@ -639,3 +639,13 @@ def test_a_training_loop_holds_no_past() -> None:
     assert len(past) == 24
     assert [state() for state in past] == [None] * 24
     assert alive[2:] == [alive[2]] * 6
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_writing_into_an_output_does_not_change_the_state(grad: bool) -> None:
+    layer = Trace(2, beta=0.5)
+    with torch.set_grad_enabled(grad):
+        y = layer(torch.tensor([[1.0, -2.0]]))
+        torch.relu_(y)
+        assert layer.mem.tolist() == [[1.0, -2.0]]
+        assert layer(torch.zeros(1, 2)).tolist() == [[0.5, -1.0]]

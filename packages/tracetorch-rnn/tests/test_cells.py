@@ -34,7 +34,8 @@ def run_cell(cell: nn.Module, x: Any, hx: Any = None) -> tuple[Tensor, tuple[Ten
     outputs = []
     for timestep in x:
         hx = cell(timestep, hx)
-        outputs.append(hx[0] if isinstance(hx, tuple) else hx)
+        # a copy, as the layer gives: gradients are then added in the same order
+        outputs.append((hx[0] if isinstance(hx, tuple) else hx).clone())
     return torch.stack(outputs), hx if isinstance(hx, tuple) else (hx,)
 
 

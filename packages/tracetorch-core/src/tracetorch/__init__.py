@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 __path__ = extend_path(__path__, __name__)
 
-from tracetorch import constraints, functional
+from tracetorch import backends, constraints, functional
+from tracetorch.backends import BackendError
+from tracetorch.checking import check_unroll
 from tracetorch.checkpointing import restored_states
 from tracetorch.constraints import Constraint
 from tracetorch.errors import LayerError, StateError, StateFileError
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BackendError",
     "Constraint",
     "Layer",
     "LayerError",
     "Model",
     "StateError",
     "StateFileError",
+    "backends",
+    "check_unroll",
     "constraints",
     "functional",
     "named_layers",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from tracetorch.folding import Fold
     from tracetorch.layer import Layer
 
 _local = threading.local()
@@ -48,31 +49,40 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
     from tracetorch.walk import named_layers
 
     def contexts() -> Contexts:
-        recorded: dict[Layer, dict[str, Tensor | None]] = {}
+        recorded: dict[Layer, _Standing] = {}
 
         @contextmanager
         def record() -> Iterator[None]:
-            recorded.update({layer: layer._states for _, layer in named_layers(module)})
+            recorded.update({layer: _standing(layer) for _, layer in named_layers(module)})
             yield
 
         @contextmanager
         def restore() -> Iterator[None]:
-            standing = {layer: layer._states for _, layer in named_layers(module)}
+            standing = {layer: _standing(layer) for _, layer in named_layers(module)}
             for layer in standing:
                 # a layer that the forward pass itself made had no states before it
-                layer._states = recorded.get(layer, dict.fromkeys(layer._states))
+                new = (dict.fromkeys(layer._states), None)
+                layer._states, layer._fold = recorded.get(layer, new)
             outer = _restored()
             _local.restored = outer | standing.keys()
             try:
                 yield
             finally:
                 _local.restored = outer
-                for layer, states in standing.items():
-                    layer._states = states
+                for layer, before in standing.items():
+                    layer._states, layer._fold = before
 
         return _Reusable(record), _Reusable(restore)
 
     return contexts
+
+
+# a layer's states, and how time is folded into its batch
+_Standing = tuple[dict[str, Tensor | None], "Fold | None"]
+
+
+def _standing(layer: Layer) -> _Standing:
+    return layer._states, layer._fold
 
 
 class _Reusable(AbstractContextManager[None]):

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from tracetorch import checkpointing, constraints
 from tracetorch.constraints import Constraint
+from tracetorch.engine import sequence
 from tracetorch.errors import StateError
+from tracetorch.folding import USED, Fold, Unfoldable
+from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.states import (
     StateSpec,
@@ -79,7 +82,10 @@ class Layer(nn.Module):
         self._state_specs: dict[str, StateSpec] = {}
         self._states: dict[str, Tensor | None] = {}
         self._baked: dict[str, Tensor] | None = None
+        self._fold: Fold | None = None
         self._construction = (next(_serial), 0)
+        self._number = number(self)
+        self._programs: dict[object, str | None] = {}
         self._name_fields()
 
     # ------------------------------------------------------------------ declaring a layer
@@ -178,6 +184,8 @@ class Layer(nn.Module):
             TypeError: ``x`` is no floating-point tensor.
             StateError: ``x`` does not fit the layer, or the standing state does not fit ``x``.
         """
+        if self._fold is not None:
+            return self._unfolded(x, self._fold)
         self._check_input(x)
         checkpointing.refuse_plain_recomputation(self)
         return self._advance(x, self._parameters_as(self._state_dtype(x)))
@@ -205,12 +213,45 @@ class Layer(nn.Module):
             self._states = before
             raise
 
-    def _sequence(self, x: Tensor) -> Tensor:
-        """Outputs of a checked sequence ``[T, …]``, leaving the final states; the loop over calls.
+    def kernel_source(
+        self, ndim: int = 2, dtype: torch.dtype = torch.float32, backward: bool = False
+    ) -> str:
+        """The generated source of this layer's sequence kernel, for reading.
 
-        A layer that computes whole sequences in another way overrides this.
+        Args:
+            ndim: dimensions of one timestep.
+            dtype: of the input.
+            backward: the kernel of the backward pass, with every gradient, instead of the forward.
+
+        Raises:
+            BackendError: the layer has no kernel; the message says why.
+
+        Example:
+            >>> import torch, tracetorch as tt
+            >>> source = tt.testing.Trace(3).kernel_source()
+            >>> [line.strip() for line in source.splitlines() if "mem_;" in line]
+            ['const real v2 = beta_ * mem_;']
         """
-        return torch.stack([self(timestep) for timestep in x])
+        return sequence.source(self, ndim, dtype, backward)
+
+    def _unfolded(self, x: Tensor, fold: Fold) -> Tensor:
+        """All timesteps of a folded sequence, in its own order of time."""
+        if fold is USED:
+            raise Unfoldable(f"a {type(self).__name__} is called more than once in a timestep")
+        steps = fold.apart(x)
+        self._fold = None
+        y = self.unroll(steps)
+        self._fold = USED
+        return y.flatten(0, 1)
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        """Outputs of a checked sequence ``[T, …]``, leaving the final states.
+
+        Through the engine where it can be, else the loop over calls. A layer that computes whole
+        sequences in another way overrides this.
+        """
+        fused = sequence.unroll(self, x)
+        return torch.stack([self(timestep) for timestep in x]) if fused is None else fused
 
     def _advance(self, x: Tensor, p: Any) -> Tensor:
         dim, dtype = self.dim, self._state_dtype(x)
@@ -235,6 +276,8 @@ class Layer(nn.Module):
                 )
             kept[name] = spec.from_last(new[name].to(dtype), dim % x.ndim)
         self._states = kept
+        if any(y is state for state in new.values()):
+            y = y.clone()  # what follows may write into the output; the state is not its to change
         return moved(y, -1, -1 if dim == y.ndim - 1 else dim).to(x.dtype)
 
     def _standing(self, name: str, spec: StateSpec, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -497,13 +540,15 @@ class Layer(nn.Module):
             name: None if tensor is None else tensor.detach()
             for name, tensor in self._states.items()
         }
-        del state["_state_fields"], state["_parameter_fields"]
+        for transient in ("_state_fields", "_parameter_fields", "_number", "_programs"):
+            del state[transient]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # the original's place comes first, so that layers in a set keep their names in a copy
         self._construction = (state["_construction"][0], next(_serial))
+        self._number, self._programs = number(self), {}
         self._name_fields()
 
     def _name_fields(self) -> None:

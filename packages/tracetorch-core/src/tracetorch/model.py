@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,11 +14,14 @@ from torch.utils._pytree import tree_map
 
 from tracetorch import state_files
 from tracetorch.errors import LayerError, StateError
+from tracetorch.folding import Unfoldable, folded, looking_out
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
-from tracetorch.states import checked_states, keep_where
+from tracetorch.states import checked_states
 from tracetorch.walk import Boundary, named_layers
+
+_log = logging.getLogger("tracetorch")
 
 
 class ParameterCount(NamedTuple):
@@ -66,6 +71,11 @@ class Model(Boundary):
         >>> net.get_states()
         {}
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stepped: dict[tuple[bool, int], str] = {}
+        self._foldable: set[tuple[bool, int]] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``; an error of a layer says the layer's qualified name."""
@@ -253,38 +263,91 @@ class Model(Boundary):
             ValueError: an argument is out of range, or a state has no batch for ``lengths``.
         """
         steps = _checked_sequence(x, time_dim)
-        active = None if lengths is None else _active(lengths, steps)
+        if lengths is not None:
+            lengths = _checked_lengths(lengths, steps)
         every = _checked_count("detach_every", detach_every)
-        size = _checked_count("chunk_size", chunk_size) or len(steps)
+        size = _checked_count("chunk_size", chunk_size)
         before = self._standing()
         chunks = []
         try:
-            for start in range(0, len(steps), size):
-                outputs = []
-                for t in range(start, min(start + size, len(steps))):
-                    going_on = None if active is None else active[t]
-                    if every and t and t % every == 0:
-                        self._cut(going_on)
-                    outputs.append(self._timestep(steps[t], going_on))
-                chunks.append(tree_map(lambda *ys: torch.stack(ys), *outputs))
+            for start, stop in itertools.pairwise(_bounds(len(steps), every, size, lengths)):
+                active = None if lengths is None else lengths > start
+                if every and start and start % every == 0:
+                    self._cut(active)
+                chunks.append(self._chunk(steps[start:stop], active))
             return tree_map(lambda *parts: _joined(parts, time_dim), *chunks)
         except BaseException as error:
-            for layer in self._standing():
-                layer._states = before.get(layer, dict.fromkeys(layer._states))
+            self._restore(before)
             if isinstance(error, LayerError):
                 self._locate(error)
             raise
 
+    def _chunk(self, steps: Tensor, active: Tensor | None) -> Any:
+        """Some timesteps in which no sample ends; those that have ended stand still, silent."""
+        if active is None:
+            return self._folded_or_stepped(steps)
+        before = self._standing()
+        y = self._folded_or_stepped(steps)
+        self._hold(active, before)
+        return tree_map(lambda t: _silenced(t, active), y)
+
+    def _folded_or_stepped(self, steps: Tensor) -> Any:
+        """The chunk at once where that can be, else timestep by timestep."""
+        kind = (self.training, steps.ndim)
+        if len(steps) == 1 or kind in self._stepped:
+            return self._loop(steps)
+        if kind not in self._foldable and not torch.compiler.is_compiling():
+            why = self._unfoldable(steps[:2])
+            if why is not None:
+                return self._stepped_for(why, kind, steps)
+            self._foldable.add(kind)
+        before = self._standing()
+        try:
+            return self._folded(steps)
+        except Unfoldable as why_not:
+            self._restore(before)
+            return self._stepped_for(str(why_not), kind, steps)
+
+    def _stepped_for(self, why: str, kind: tuple[bool, int], steps: Tensor) -> Any:
+        """Step, from now on, if that goes well: else what went wrong is not the folding."""
+        y = self._loop(steps)
+        self._stepped[kind] = why
+        _log.info("%s is stepped: %s", type(self).__name__, why)
+        return y
+
+    def _unfoldable(self, steps: Tensor) -> str | None:
+        """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
+        before, buffers = self._standing(), [(b, b.clone()) for b in self.buffers()]
+        devices = [steps.device] if steps.is_cuda else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices), looking_out():
+                self._folded(steps)
+            return None
+        except Exception as why:  # whatever forward raises on folded time, stepping shows anew
+            return f"{type(why).__name__}: {why}"
+        finally:
+            self._restore(before)
+            for buffer, kept in buffers:
+                if not torch.equal(buffer, kept):
+                    buffer.copy_(kept)
+
+    def _folded(self, steps: Tensor) -> Any:
+        modules = [module for module in self.modules() if not isinstance(module, Layer)]
+        layers = list(self._standing())
+        y = folded(self, modules, layers, steps)
+        if list(self._standing()) != layers:
+            raise Unfoldable("forward makes layers")
+        return y
+
+    def _loop(self, steps: Tensor) -> Any:
+        return tree_map(lambda *ys: torch.stack(ys), *[self(timestep) for timestep in steps])
+
     def _standing(self) -> dict[Layer, dict[str, Tensor | None]]:
         return {layer: layer._states for _, layer in self.named_layers()}
 
-    def _timestep(self, x: Tensor, active: Tensor | None) -> Any:
-        if active is None:
-            return self(x)
-        before = self._standing()
-        y = self(x)
-        self._hold(active, before)
-        return tree_map(lambda t: keep_where(active.to(t.device), t, torch.zeros_like(t)), y)
+    def _restore(self, before: dict[Layer, dict[str, Tensor | None]]) -> None:
+        for layer in self._standing():
+            layer._states = before.get(layer, dict.fromkeys(layer._states))
 
     def _cut(self, active: Tensor | None) -> None:
         """Detach the states, but not those of samples whose sequence is over."""
@@ -425,8 +488,28 @@ def _checked_count(name: str, value: int | None) -> int | None:
     return None if value is None else checked_integer("unroll", name, value, low=1)
 
 
-def _active(lengths: Tensor, steps: Tensor) -> Tensor:
-    """``[T, B]``: whether a sample's sequence is still going on."""
+def _bounds(steps: int, every: int | None, size: int | None, lengths: Tensor | None) -> list[int]:
+    """Where chunks begin and end: at multiples of the sizes asked for and where samples end."""
+    bounds = {0, steps, *range(0, steps, every or steps), *range(0, steps, size or steps)}
+    if lengths is not None:
+        # a compiled graph cannot depend on where samples end: it asks at every timestep
+        bounds.update(range(steps) if torch.compiler.is_compiling() else lengths.tolist())
+    return sorted(bounds)
+
+
+def _silenced(output: Tensor, active: Tensor) -> Tensor:
+    """Outputs ``[T, B, …]`` with zeros for the samples that have ended."""
+    if output.shape[1:2] != active.shape:
+        raise ValueError(
+            f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every "
+            f"state and output of a timestep, got one of shape {list(output.shape[1:])}"
+        )
+    kept = active.to(output.device).view(1, -1, *(1,) * (output.ndim - 2))
+    return torch.where(kept, output, torch.zeros_like(output))
+
+
+def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:
+    """One length per sample, each within the sequence."""
     kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
         got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
@@ -439,4 +522,4 @@ def _active(lengths: Tensor, steps: Tensor) -> Tensor:
     lengths = lengths.long()
     if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > len(steps))).any()):
         raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
-    return torch.arange(len(steps), device=lengths.device)[:, None] < lengths
+    return lengths

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tracetorch import Layer, constraints
+from tracetorch.engine import scan
 from tracetorch.parameters import checked_integer
+from tracetorch.states import moved
 
 STEP_LOW, STEP_HIGH, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -129,8 +131,35 @@ class SelectiveSSM(Layer):
 
     def step(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
         """Project, advance the scan by one timestep, project back."""
-        h, y = scan_step(states.h, x, *self.project(x), p.A, p.D)
-        return {"h": h}, _through(self.out_proj, y)
+        dt, B, C = self.project(x)
+        h, y = SELECTIVE_SCAN.step(states.h, dt, x, B, C, p.A)
+        return {"h": h}, self._read_out(y, x, p)
+
+    def _read_out(self, y: Tensor, x: Tensor, p: Any) -> Tensor:
+        return _through(self.out_proj, y + p.D * x)
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        dtype, place, spec = self._state_dtype(x), self.dim % (x.ndim - 1), self._state_specs["h"]
+        if not self._scans(dtype, x.device.type):
+            return torch.stack([self(timestep) for timestep in x])
+        last = moved(x, place + 1, x.ndim - 1).to(dtype)
+        standing = spec.to_last(self._standing("h", spec, x[0], dtype), place)
+        p, (dt, B, C) = self._parameters_as(dtype), self.project(last)
+        h, y = SELECTIVE_SCAN.sequence(standing, dt, last, B, C, p.A)
+        self._states = {"h": spec.from_last(h, place)}
+        return moved(self._read_out(y, last, p), x.ndim - 1, place + 1).to(x.dtype)
+
+    def _scans(self, dtype: torch.dtype, device: str) -> bool:
+        """Whether whole sequences of this kind go through a kernel."""
+        name, training = SELECTIVE_SCAN.name, torch.is_grad_enabled()
+        return not scan.bypassed() and scan.served(self._number, name, dtype, device, training)
+
+    def kernel_source(
+        self, ndim: int = 2, dtype: torch.dtype = torch.float32, backward: bool = False
+    ) -> str:
+        """The generated source of the scan's kernel; the same for every ``ndim``."""
+        del ndim
+        return scan.source(self, SELECTIVE_SCAN.name, self._promoted(dtype), backward)
 
     def extra_repr(self) -> str:
         """Sizes, rank of the step sizes, dim."""
@@ -138,26 +167,29 @@ class SelectiveSSM(Layer):
         return f"{sizes}, dt_rank={self.dt_rank}, dim={self.dim}"
 
 
-def scan_step(
-    h: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor
+def selective_lane(
+    h: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor, A: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One timestep of the selective scan, elementwise but for the sum over a channel's states.
+    """One timestep of the selective scan in one sample, channel and state; elementwise.
 
     Args:
-        h: states ``[…, D, N]``.
-        x: input ``[…, D]``.
-        dt: step sizes Δ ``[…, D]``, positive.
-        B: input map ``[…, N]``.
-        C: output map ``[…, N]``.
-        A: rates ``[D, N]``, negative.
-        D: skip weights ``[D]``.
+        h: the state.
+        dt: step size Δ, positive, of the channel.
+        x: input of the channel.
+        B: input map of the state.
+        C: output map of the state.
+        A: rate, negative, of the channel's state.
 
     Returns:
-        The new states ``[…, D, N]`` and y ``[…, D]``.
+        The new state, and its share of the channel's output.
     """
-    decay = torch.exp(dt.unsqueeze(-1) * A)
-    h = decay * h + (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
-    return h, (h * C.unsqueeze(-2)).sum(-1) + D * x
+    h = torch.exp(dt * A) * h + dt * x * B
+    return h, C * h
+
+
+SELECTIVE_SCAN = scan.Scan(
+    "selective_scan", selective_lane, {"dt": "d", "x": "d", "B": "n", "C": "n", "A": "dn"}
+)
 
 
 def _through(linear: nn.Linear, x: Tensor) -> Tensor:

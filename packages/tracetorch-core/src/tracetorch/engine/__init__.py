@@ -1,0 +1,7 @@
+"""The sequence engine: a layer's own ``step``, traced once, as fused kernels over whole sequences.
+
+``ops`` is the one table of operations, ``graph`` what is computed, ``trace`` step → graph;
+``kernel`` says what one direction computes; ``cpp`` and ``triton`` render it, ``build`` and
+``launch`` make it run; ``program`` gives it tensors, ``sequence`` runs it inside autograd.
+Each knows only those named before it; none knows a layer's class beyond ``tt.Layer``.
+"""

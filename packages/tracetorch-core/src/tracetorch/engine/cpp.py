@@ -1,0 +1,275 @@
+"""A traced timestep → C++: a loop over time for a block of lanes, states in local arrays.
+
+One function per direction, behind a plain C interface: ``run(pointers, sizes, threads)``; in which
+order they come, :class:`Kernel` says. The generated text keeps the names of states and parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+import torch
+
+from tracetorch.engine.graph import CONST, INPUT, Node, ordered
+from tracetorch.engine.kernel import Kernel
+from tracetorch.engine.ops import TABLE
+
+REAL = {torch.float32: "float", torch.float64: "double"}
+STORED = {**REAL, torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+# a block's working set should stay in the first-level cache, and its rows be long enough to stream
+_CACHE_BYTES = 40_000
+
+
+def render(kernel: Kernel) -> str:
+    """The whole source of a kernel.
+
+    ``pointers`` lead to what ``kernel.pointers`` lists. A state or its gradient that is null is
+    zero; a kept state, output state or gradient that is null is not written. ``sizes``: T, L,
+    neurons, lanes between two neurons, then 0 or 1 for each parameter that is one value or one per
+    neuron.
+    """
+    body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
+    half = "#define TRACETORCH_HALF 1\n" if torch.float16 == kernel.stored else ""
+    prelude = files("tracetorch.engine").joinpath("prelude.h").read_text(encoding="utf-8")
+    return (
+        f"{half}{prelude}\n"
+        f"typedef {REAL[kernel.real]} real;\n"
+        f"typedef {STORED[kernel.stored]} stored;\n"
+        f"enum {{ WIDTH = {_width(kernel)}, PERIOD = {kernel.period} }};\n\n"
+        f"static void block(void **pointers, const int64_t *sizes, int64_t lane) {{\n{body}}}\n\n"
+        'extern "C" void run(void **pointers, const int64_t *sizes, int threads) {\n'
+        "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, threads);\n"
+        "}\n"
+    )
+
+
+class Writer:
+    """Lines of C++, and the loops over lanes in them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, depth: int, *lines: str) -> None:
+        """Add lines."""
+        self.lines += ["    " * depth + line for line in lines]
+
+    def loop(
+        self,
+        depth: int,
+        outputs: Mapping[str, Node],
+        read: Mapping[str, str],
+        write: Mapping[str, str],
+        length: str = "WIDTH",
+        sums: Sequence[str] = (),
+    ) -> None:
+        """One timestep in every lane: inputs read, each value once, outputs written.
+
+        ``sums``: variables that the lanes add to.
+        """
+        clause = f" reduction(+ : {', '.join(sums)})" if sums else ""
+        self.say(depth, f"#pragma omp simd{clause}", f"for (int i = 0; i < {length}; ++i) {{")
+        names: dict[Node, str] = {}
+        for node in ordered(outputs.values()):
+            names[node] = self._define(depth + 1, node, names, read)
+        for name, node in outputs.items():
+            self.say(depth + 1, write[name].format(names[node]))
+        self.say(depth, "}")
+
+    def _define(
+        self, depth: int, node: Node, names: Mapping[Node, str], read: Mapping[str, str]
+    ) -> str:
+        if node.op == CONST:
+            return _literal(node.value)
+        if node.op == INPUT:
+            name, text = identifier(node.label), read[node.label]
+        else:
+            name = f"v{len(names)}"
+            text = TABLE[node.op].cpp.format(*(names[arg] for arg in node.args))
+        kind = "real" if node.gives == "f" else "bool"
+        self.say(depth, f"const {kind} {name} = {text};")
+        return name
+
+
+class _Direction(Writer):
+    """What both directions share: names, the block's arrays, rows of sequences."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel, self.traced = kernel, kernel.traced
+        self.at = {name: index for index, name in enumerate(kernel.pointers)}
+
+    def begin(self) -> None:
+        self.say(
+            1,
+            "const int64_t steps = sizes[0], lanes = sizes[1];",
+            "const int rest = lanes - lane < WIDTH ? int(lanes - lane) : WIDTH;",
+            f"const stored *const xs = (const stored *)pointers[{self.at['x']}] + lane;",
+            "stored row[4][WIDTH] = {};",
+        )
+        for index, name in enumerate(self.traced.parameters):
+            here = array("all", name)
+            self.say(
+                1,
+                f"real {here}[WIDTH];",
+                f"gather({here}, WIDTH, pointers[{self.at[name]}], sizes[{4 + index}], lane, rest, "
+                f"sizes[2], sizes[3]);",
+            )
+
+    def row(self, depth: int, variable: str, source: str, index: int) -> None:
+        """A timestep's row of a sequence; a short block goes through a full-length copy."""
+        self.say(
+            depth,
+            f"const stored *__restrict {variable} = {source} + t * lanes;",
+            f"if (rest < WIDTH) {variable} = (const stored *)"
+            f"memcpy(row[{index}], {variable}, rest * sizeof(stored));",
+        )
+
+    def constants(self) -> dict[str, str]:
+        return {name: f"{array('all', name)}[i]" for name in self.traced.parameters}
+
+
+class _Forward(_Direction):
+    """The sequence from first to last, states kept on the way."""
+
+    def text(self) -> str:
+        self.begin()
+        states, kept = self.traced.states, self.kernel.remembered
+        self.say(1, f"stored *const ys = (stored *)pointers[{self.at['y']}] + lane;")
+        for name in states:
+            here = array("now", name)
+            self.say(1, f"real {here}[WIDTH];")
+            self.say(1, f"take({here}, WIDTH, pointers[{self.at[name]}], lane, rest);")
+        self.say(1, "for (int64_t t = 0; t < steps; ++t) {")
+        if kept:
+            self.say(2, "if (t % PERIOD == 0) {")
+            for name in kept:
+                place = f"pointers[{self.at[f'kept {name}']}], t / PERIOD * lanes + lane"
+                self.say(3, f"give({array('now', name)}, {place}, rest);")
+            self.say(2, "}")
+        self.row(2, "xt", "xs", 0)
+        self.say(2, "stored *__restrict yt = rest < WIDTH ? row[1] : ys + t * lanes;")
+        now = {name: f"{array('now', name)}[i]" for name in states}
+        write = {f"new {name}": f"{place} = {{}};" for name, place in now.items()}
+        self.loop(
+            2,
+            self.traced.forward,
+            {**self.constants(), **now, "x": "load(xt[i])"},
+            {**write, "y": "store(&yt[i], {});"},
+        )
+        self.say(2, "if (rest < WIDTH) memcpy(ys + t * lanes, yt, rest * sizeof(stored));")
+        self.say(1, "}")
+        for name in states:
+            place = f"pointers[{self.at[f'new {name}']}], lane"
+            self.say(1, f"give({array('now', name)}, {place}, rest);")
+        return "\n".join(self.lines) + "\n"
+
+
+class _Backward(_Direction):
+    """Blocks of timesteps from last to first: states recomputed, then the product in reverse."""
+
+    def text(self) -> str:
+        self.begin()
+        kept, wanted = self.kernel.remembered, self.kernel.wanted
+        self.gradients = {name: array("grad", name) for name in self.traced.states}
+        self.sums = {n: array("sum", n) for n in self.traced.parameters if f"grad {n}" in wanted}
+        self.say(1, f"const stored *const gys = (const stored *)pointers[{self.at['grad y']}];")
+        if "grad x" in wanted:
+            self.say(1, f"stored *const gxs = (stored *)pointers[{self.at['grad x']}] + lane;")
+        for name, here in self.gradients.items():
+            pointer = f"pointers[{self.at[f'grad new {name}']}]"
+            self.say(1, f"real {here}[WIDTH];", f"take({here}, WIDTH, {pointer}, lane, rest);")
+        for here in self.sums.values():
+            self.say(1, f"real {here}[WIDTH] = {{}}, part_{here}[WIDTH];")
+        self.say(1, *(f"real {array('past', name)}[PERIOD][WIDTH];" for name in kept))
+        self.say(1, "for (int64_t k = (steps - 1) / PERIOD; k >= 0; --k) {")
+        self.say(2, "const int64_t first = k * PERIOD;")
+        self.say(2, "const int m = int(steps - first < PERIOD ? steps - first : PERIOD);")
+        if kept:
+            self._recompute(kept)
+        self._reverse()
+        self.say(1, "}")
+        self._finish()
+        return "\n".join(self.lines) + "\n"
+
+    def _recompute(self, kept: Sequence[str]) -> None:
+        for name in kept:
+            place = f"pointers[{self.at[f'kept {name}']}], k * lanes + lane"
+            self.say(2, f"take({array('past', name)}[0], WIDTH, {place}, rest);")
+        self.say(2, "for (int j = 0; j + 1 < m; ++j) {", "    const int64_t t = first + j;")
+        self.row(3, "xt", "xs", 0)
+        outputs = {f"new {name}": self.traced.forward[f"new {name}"] for name in kept}
+        write = {f"new {name}": f"{array('past', name)}[j + 1][i] = {{}};" for name in kept}
+        self.loop(3, outputs, self._reads(kept), write)
+        self.say(2, "}")
+
+    def _reads(self, kept: Sequence[str]) -> dict[str, str]:
+        past = {name: f"{array('past', name)}[j][i]" for name in kept}
+        return {**self.constants(), **past, "x": "load(xt[i])"}
+
+    def _reverse(self) -> None:
+        wanted, states = self.kernel.wanted, self.traced.states
+        for here in self.sums.values():
+            self.say(2, f"memset(part_{here}, 0, sizeof part_{here});")
+        self.say(2, "for (int j = m - 1; j >= 0; --j) {", "    const int64_t t = first + j;")
+        self.row(3, "xt", "xs", 0)
+        self.say(3, "const stored *__restrict gyt = row[2];", "if (gys) {")
+        self.row(4, "given", "gys + lane", 1)
+        self.say(4, "gyt = given;")
+        self.say(3, "}")
+        if "grad x" in wanted:
+            self.say(3, "stored *__restrict gxt = rest < WIDTH ? row[3] : gxs + t * lanes;")
+        outputs = {f"grad {name}": self.traced.backward.get(f"grad {name}") for name in states}
+        outputs |= {name: self.traced.backward[name] for name in wanted}
+        reads = self._reads(self.kernel.remembered) | {"grad y": "load(gyt[i])"}
+        reads |= {f"grad new {name}": f"{here}[i]" for name, here in self.gradients.items()}
+        writes = {f"grad {name}": f"{here}[i] = {{}};" for name, here in self.gradients.items()}
+        writes |= {f"grad {name}": f"part_{here}[i] += {{}};" for name, here in self.sums.items()}
+        writes["grad x"] = "store(&gxt[i], {});"
+        computed = {name: node for name, node in outputs.items() if node is not None}
+        self.loop(3, computed, reads, writes)
+        for name, node in outputs.items():
+            if node is None:
+                here = self.gradients[name.removeprefix("grad ")]
+                self.say(3, f"memset({here}, 0, sizeof {here});")
+        if "grad x" in wanted:
+            self.say(3, "if (rest < WIDTH) memcpy(gxs + t * lanes, gxt, rest * sizeof(stored));")
+        self.say(2, "}")
+        for here in self.sums.values():
+            self.say(2, f"for (int i = 0; i < WIDTH; ++i) {here}[i] += part_{here}[i];")
+
+    def _finish(self) -> None:
+        for name, here in {**self.gradients, **self.sums}.items():
+            if f"grad {name}" in self.kernel.wanted:
+                self.say(1, f"give({here}, pointers[{self.at[f'grad {name}']}], lane, rest);")
+
+
+def _width(kernel: Kernel) -> int:
+    """Lanes of a block."""
+    arrays = len(kernel.traced.states) + len(kernel.traced.parameters)
+    if kernel.backward:
+        arrays = 2 * arrays + kernel.period * len(kernel.remembered)
+    width = 256
+    while width > 64 and arrays * width * torch.finfo(kernel.real).bits // 8 > _CACHE_BYTES:
+        width //= 2
+    return width
+
+
+def array(prefix: str, name: str) -> str:
+    """The name of an array that belongs to a state or parameter."""
+    return f"{prefix}_{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
+
+
+def identifier(label: str) -> str:
+    """An input's name as an identifier; no word of the language ends in an underscore."""
+    return re.sub(r"[^0-9A-Za-z_]", "_", label) + "_"
+
+
+def _literal(value: float) -> str:
+    if value != value:
+        return 'real(__builtin_nan(""))'
+    if value in (float("inf"), float("-inf")):
+        return f"real({'-' if value < 0 else ''}__builtin_inf())"
+    return f"real({value!r})"

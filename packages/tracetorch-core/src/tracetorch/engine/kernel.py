@@ -1,0 +1,55 @@
+"""What one direction of one layer computes: said once for every target language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from tracetorch.engine.trace import Traced
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One direction of one layer, in which types, and the order in which it takes its tensors.
+
+    Attributes:
+        traced: the timestep.
+        real: the type of states, parameters and arithmetic.
+        stored: the type of input and output in memory.
+        wanted: gradients to compute, as names of ``traced.backward``; empty for the forward pass
+            of a sequence that needs none.
+        backward: which direction.
+    """
+
+    traced: Traced
+    real: torch.dtype
+    stored: torch.dtype
+    wanted: tuple[str, ...]
+    backward: bool
+
+    @cached_property
+    def remembered(self) -> tuple[str, ...]:
+        """States kept every :attr:`period` timesteps, from which the backward pass recomputes."""
+        return self.traced.remembered(self.wanted)
+
+    @property
+    def period(self) -> int:
+        """Timesteps between two kept states."""
+        return 32 if len(self.remembered) <= 2 else 16
+
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """What each pointer leads to, in order.
+
+        Sequences ``[T, L]`` of ``stored``, states ``[L]``, kept states ``[ceil(T / period), L]``,
+        parameters ``[neurons]`` or one value; ``grad x`` is a sequence, the other gradients are
+        ``[L]``, a parameter's too.
+        """
+        states, kept = self.traced.states, [f"kept {name}" for name in self.remembered]
+        if not self.backward:
+            ends = [f"new {name}" for name in states]
+            return ("x", "y", *states, *ends, *kept, *self.traced.parameters)
+        ends = [f"grad new {name}" for name in states]
+        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted)

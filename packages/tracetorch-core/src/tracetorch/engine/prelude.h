@@ -1,0 +1,204 @@
+// What generated kernels share: 16-bit storage, elementary functions that vectorise, threads.
+// Relative error of math:: below 3 ulp; NaN and infinities come out as from the C library.
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+struct bfloat16 { uint16_t bits; };
+
+INLINE float load(float v) { return v; }
+INLINE double load(double v) { return v; }
+INLINE float load(bfloat16 v) {
+    const uint32_t bits = uint32_t(v.bits) << 16;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+INLINE void store(float *to, float v) { *to = v; }
+INLINE void store(double *to, double v) { *to = v; }
+INLINE void store(bfloat16 *to, float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    to->bits = uint16_t(v == v ? rounded : 0x7fc0);
+}
+#ifdef TRACETORCH_HALF
+typedef _Float16 float16;
+INLINE float load(float16 v) { return float(v); }
+INLINE void store(float16 *to, float v) { *to = float16(v); }
+#endif
+
+template <typename real> struct format;
+template <> struct format<float> {
+    typedef uint32_t word;
+    enum { mantissa = 23, bias = 127, exponent_bits = 9, exp_terms = 7, log_terms = 6 };
+    static constexpr float round = 12582912.f, lowest = -104.f, highest = 89.f,
+                           ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f,
+                           least_normal = 1.17549435e-38f;
+};
+template <> struct format<double> {
+    typedef uint64_t word;
+    enum { mantissa = 52, bias = 1023, exponent_bits = 12, exp_terms = 13, log_terms = 12 };
+    static constexpr double round = 6755399441055744.0, lowest = -746.0, highest = 710.0,
+                            ln2_high = 6.93147180369123816490e-01,
+                            ln2_low = 1.90821492927058770002e-10,
+                            least_normal = 2.2250738585072014e-308;
+};
+
+namespace math {
+
+template <typename real> INLINE typename format<real>::word bits_of(real v) {
+    typename format<real>::word out;
+    memcpy(&out, &v, sizeof v);
+    return out;
+}
+template <typename real> INLINE real of_bits(typename format<real>::word v) {
+    real out;
+    memcpy(&out, &v, sizeof v);
+    return out;
+}
+template <typename real> INLINE real power_of_two(typename format<real>::word exponent) {
+    typedef format<real> f;
+    return of_bits<real>((exponent + typename f::word(f::bias)) << f::mantissa);
+}
+
+// (e^r - 1) / r by Taylor's series, |r| <= ln(2) / 2
+template <typename real> INLINE real exp_series(real r) {
+    real sum = 1;
+    for (int k = format<real>::exp_terms; k > 1; --k) sum = real(1) + sum * r * (real(1) / real(k));
+    return sum;
+}
+
+// e^x = 2^k e^r; 2^k in two factors, so that subnormal results are reached
+template <typename real> INLINE real exp(real x) {
+    typedef format<real> f;
+    typedef typename f::word word;
+    const real limited = x < f::lowest ? f::lowest : (x > f::highest ? f::highest : x);
+    const real shifted = limited * real(1.4426950408889634074) + f::round;
+    const real k = shifted - f::round;
+    const real r = (limited - k * f::ln2_high) - k * f::ln2_low;
+    const word whole = bits_of(shifted) - bits_of(f::round);
+    const word half = (whole + (word(1) << 20)) / 2 - (word(1) << 19);
+    return (real(1) + r * exp_series(r)) * power_of_two<real>(half) * power_of_two<real>(whole - half);
+}
+
+template <typename real> INLINE real expm1(real x) {
+    const real small = x * exp_series(x), large = exp(x) - real(1);
+    return (x < real(0.34) && x > real(-0.34)) ? small : large;
+}
+
+template <typename real> INLINE real log(real x) {
+    typedef format<real> f;
+    typedef typename f::word word;
+    const real lifted = x < f::least_normal ? x * power_of_two<real>(f::mantissa) : x;
+    const word offset = bits_of(real(0.70710678118654752440));
+    const word whole = bits_of(lifted) - offset;
+    const word exponent = whole >> f::mantissa;
+    const real m = of_bits<real>((whole & ((word(1) << f::mantissa) - 1)) + offset);
+    const real s = (m - real(1)) / (m + real(1)), q = s * s;
+    real sum = 0;
+    for (int k = f::log_terms; k > 0; --k) sum = (sum + real(1) / real(2 * k + 1)) * q;
+    const word wide = word(1) << (f::exponent_bits - 1);
+    const real k = of_bits<real>(bits_of(f::round) + ((exponent + wide) & (2 * wide - 1)) - wide) -
+                   f::round - (x < f::least_normal ? real(f::mantissa) : real(0));
+    const real finite = k * f::ln2_high + (real(2) * s + real(2) * s * sum + k * f::ln2_low);
+    const real infinite = x == real(0) ? -__builtin_inf() : (x > real(0) ? x : __builtin_nan(""));
+    return (x > real(0) && x < real(__builtin_inf())) ? finite : infinite;
+}
+
+template <typename real> INLINE real log1p(real x) {
+    const real u = real(1) + x, exact = log(u) * (x / (u - real(1)));
+    return (u == real(1) || x == real(__builtin_inf())) ? x : exact;
+}
+template <typename real> INLINE real abs(real x) { return x < real(0) ? -x : x + real(0); }
+template <typename real> INLINE real sigmoid(real x) { return real(1) / (real(1) + exp(-x)); }
+template <typename real> INLINE real tanh(real x) {
+    const real t = expm1(real(-2) * abs(x)), magnitude = -t / (real(2) + t);
+    return x < real(0) ? -magnitude : (x == real(0) ? x : magnitude);
+}
+
+#define LIBRARY(name, builtin)                                                    \
+    INLINE float name(float x) { return __builtin_##builtin##f(x); }              \
+    INLINE double name(double x) { return __builtin_##builtin(x); }
+LIBRARY(exp2, exp2)
+LIBRARY(log2, log2)
+LIBRARY(sqrt, sqrt)
+LIBRARY(sin, sin)
+LIBRARY(cos, cos)
+LIBRARY(atan, atan)
+LIBRARY(erf, erf)
+LIBRARY(floor, floor)
+LIBRARY(ceil, ceil)
+LIBRARY(trunc, trunc)
+LIBRARY(round, rint)
+#undef LIBRARY
+template <typename real> INLINE real rsqrt(real x) { return real(1) / sqrt(x); }
+INLINE float pow(float x, float y) { return __builtin_powf(x, y); }
+INLINE double pow(double x, double y) { return __builtin_pow(x, y); }
+
+}  // namespace math
+
+// one value per lane from one per neuron (stride 1) or one for all (stride 0)
+template <typename real>
+INLINE void gather(real *to, int width, const void *from, int64_t stride, int64_t lane, int rest,
+                   int64_t neurons, int64_t inner) {
+    const real *values = (const real *)from;
+    int64_t neuron = lane / inner % neurons, place = lane % inner;
+    for (int i = 0; i < width; ++i) {
+        to[i] = values[neuron * stride];
+        if (i < rest && ++place == inner) {
+            place = 0;
+            neuron = neuron + 1 == neurons ? 0 : neuron + 1;
+        }
+    }
+}
+template <typename real>
+INLINE void take(real *to, int width, const void *from, int64_t at, int rest) {
+    if (!from) rest = 0;
+    if (rest) memcpy(to, (const real *)from + at, rest * sizeof(real));
+    for (int i = rest; i < width; ++i) to[i] = 0;
+}
+template <typename real> INLINE void give(const real *from, void *to, int64_t at, int rest) {
+    if (to) memcpy((real *)to + at, from, rest * sizeof(real));
+}
+
+typedef void (*Block)(void **pointers, const int64_t *sizes, int64_t lane);
+struct Work {
+    Block block;
+    void **pointers;
+    const int64_t *sizes;
+    int64_t width, blocks, next;
+};
+static void take_blocks(void *argument) {
+    Work *work = (Work *)argument;
+    for (int64_t b; (b = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->blocks;)
+        work->block(work->pointers, work->sizes, b * work->width);
+}
+static void *take_blocks_in_thread(void *argument) {
+    take_blocks(argument);
+    return nullptr;
+}
+// Blocks of lanes go to whoever is free: the threads torch keeps for its own operations where they
+// can be reached (GNU OpenMP), else threads made here; one that cannot be had is done without.
+static void run_blocks(Block block, void **pointers, const int64_t *sizes, int64_t lanes,
+                       int64_t width, int threads) {
+    Work work = {block, pointers, sizes, width, (lanes + width - 1) / width, 0};
+    if (threads > work.blocks) threads = int(work.blocks);
+    if (threads > 256) threads = 256;
+    typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+    static const Parallel parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    if (threads > 1 && parallel) {
+        parallel(take_blocks, &work, unsigned(threads), 0);
+        return;
+    }
+    pthread_t others[256];
+    int started = 0;
+    while (started + 1 < threads &&
+           pthread_create(&others[started], nullptr, take_blocks_in_thread, &work) == 0)
+        ++started;
+    take_blocks(&work);
+    while (started > 0) pthread_join(others[--started], nullptr);
+}

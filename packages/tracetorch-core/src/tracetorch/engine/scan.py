@@ -1,0 +1,332 @@
+"""Scans: a recurrence in lanes (sample, channel, state) whose outputs are summed over the states.
+
+What a lane does is written once, elementwise; :class:`Scan` says what each input varies over. It
+runs a timestep in torch, and whole sequences through kernels traced from the same function, as the
+operators ``tracetorch::scan`` and ``tracetorch::scan_backward``. Memory grows with the sequences
+and a fraction of the states, never with all states of all timesteps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tracetorch import backends
+from tracetorch.engine import build, cpp_scan
+from tracetorch.engine.cpp import REAL
+from tracetorch.engine.graph import Refused
+from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
+from tracetorch.engine.sequence import _check_ordinary, _transformed
+from tracetorch.engine.trace import Traced, trace_function
+from tracetorch.numbering import numbered
+
+if TYPE_CHECKING:
+    from tracetorch.layer import Layer
+
+_scans: dict[str, Scan] = {}
+
+_library: Any = torch.library.Library("tracetorch", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("scan(Tensor h, Tensor[] inputs, str name, bool training) -> Tensor[]")
+_library.define(
+    "scan_backward(Tensor?[] cotangents, Tensor kept, Tensor[] inputs, str name) -> Tensor[]"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A recurrence over D channels of N states each.
+
+    Attributes:
+        name: what it is known by in compiled graphs; of several scans, the last.
+        lane: ``(h, *inputs) → (new h, share of y)``, elementwise and pure.
+        axes: the inputs by name, in the order of ``lane``, each with what it varies over: ``d``
+            (one value per channel and timestep), ``n`` (per state and timestep), ``dn`` (per
+            channel and state, constant in time and the same for all samples).
+
+    Raises:
+        ValueError: an axis is none of these.
+    """
+
+    name: str
+    lane: Callable[..., tuple[Tensor, Tensor]]
+    axes: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name, axis in self.axes.items():
+            if axis not in (CHANNEL, STATE, FIXED):
+                raise ValueError(f"scan {self.name}: {name} must vary over d, n or dn, not {axis}")
+        _scans[self.name] = self
+
+    def step(self, h: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """One timestep in torch.
+
+        Args:
+            h: states ``[…, D, N]``.
+            inputs: in the order of ``axes``: ``[…, D]``, ``[…, N]`` or ``[D, N]``.
+
+        Returns:
+            The new states ``[…, D, N]`` and y ``[…, D]``.
+        """
+        placed = (_spread(t, axis) for t, axis in zip(inputs, self.axes.values(), strict=True))
+        new, share = self.lane(h, *placed)
+        return new, share.sum(-1)
+
+    def sequence(self, h: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """All timesteps in one kernel, where :func:`served` said so.
+
+        Args:
+            h: states ``[…, D, N]``.
+            inputs: in the order of ``axes``: ``[T, …, D]``, ``[T, …, N]`` or ``[D, N]``.
+
+        Returns:
+            The last states ``[…, D, N]`` and y ``[T, …, D]``.
+        """
+        around = h.shape[:-2]
+        flat = [
+            t if axis == FIXED else t.reshape(t.shape[0], around.numel(), t.shape[-1])
+            for t, axis in zip(inputs, self.axes.values(), strict=True)
+        ]
+        states = h.reshape(around.numel(), *h.shape[-2:])
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in (states, *flat))
+        y, new, *_ = torch.ops.tracetorch.scan(states, flat, self.name, training)
+        return new.reshape(h.shape), y.reshape(y.shape[0], *around, y.shape[-1])
+
+    @functools.cache  # noqa: B019 - scans live as long as the process
+    def traced(self, real: torch.dtype) -> Traced:
+        """The lane's graphs.
+
+        Raises:
+            Refused: there is no kernel for the lane's function or the type.
+        """
+        if real not in REAL:
+            raise Refused(f"there are no kernels for states in {real}")
+        traced = trace_function(self.lane, tuple(self.axes), real)
+        if "grad h" not in traced.backward:
+            raise Refused("new states do not depend on the old ones")
+        return traced
+
+    def kernel(self, real: torch.dtype, backward: bool) -> ScanKernel:
+        """One direction; the same for the same arguments."""
+        return _kernel(self, real, backward)
+
+
+@functools.cache
+def _kernel(scan: Scan, real: torch.dtype, backward: bool) -> ScanKernel:
+    return ScanKernel(scan.traced(real), scan.axes, real, backward)
+
+
+def _spread(tensor: Tensor, axis: str) -> Tensor:
+    """An input of one timestep, to be broadcast with states."""
+    if axis == FIXED:
+        return tensor
+    return tensor.unsqueeze(-1 if axis == CHANNEL else -2)
+
+
+# ---------------------------------------------------------------------- who is served
+
+
+def bypassed() -> bool:
+    """Whether sequences are stepped for now: chosen, or under a transform of torch."""
+    return backends.chosen() == "eager" or _transformed()
+
+
+def served(number: int, name: str, real: torch.dtype, device: str, training: bool) -> bool:
+    """Whether a layer's scan has its kernels, compiled; if not, it is said as backends do.
+
+    Asked and answered in constants: ``torch.compile`` takes the answer as one.
+    """
+    layer = numbered(number)
+    why = _peculiar(layer) or _refusal(_scans[name], real, device, training, backends.chosen())
+    if why is not None:
+        backends.cannot(layer, why)
+    return why is None
+
+
+served._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def source(layer: Layer, name: str, real: torch.dtype, backward: bool) -> str:
+    """The source of a layer's kernel.
+
+    Raises:
+        BackendError: there is none; the message says why.
+    """
+    try:
+        return cpp_scan.render(_scans[name].kernel(real, backward))
+    except Refused as why:
+        raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
+
+
+def _peculiar(layer: Layer) -> str | None:
+    """What of a layer asks for steps."""
+    try:
+        _check_ordinary(layer)
+    except Refused as why:
+        return str(why)
+    owner: Any = next(kind for kind in type(layer).__mro__ if "_sequence" in vars(kind))
+    if type(layer).step is not owner.step:
+        return f"{type(layer).__name__} has its own step"
+    for name, module in layer.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return f"{name} has hooks, which run at every timestep"
+    return None
+
+
+@functools.cache
+def _refusal(scan: Scan, real: torch.dtype, device: str, training: bool, chosen: str) -> str | None:
+    if device != "cpu" or chosen not in ("auto", "cpp"):
+        kind = "" if chosen == "auto" else f"{chosen} "
+        return f"there are no {kind}kernels for scans on {device}"
+    try:
+        kernels = [scan.kernel(real, backward) for backward in (False, True)[: 1 + training]]
+        with ThreadPoolExecutor(len(kernels)) as pool:
+            list(pool.map(_compiled, kernels))
+    except (Refused, build.BuildError) as why:
+        return str(why)
+    return None
+
+
+@functools.cache
+def _compiled(kernel: ScanKernel) -> Any:
+    run = build.library(cpp_scan.render(kernel)).run
+    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    run.restype = None
+    return run
+
+
+def _run(kernel: ScanKernel, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+    held = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    pointers = (0 if tensor is None else tensor.data_ptr() for tensor in held)
+    _compiled(kernel)(
+        (ctypes.c_void_p * len(held))(*pointers),
+        (ctypes.c_int64 * len(sizes))(*sizes),
+        torch.get_num_threads(),
+    )
+
+
+# ---------------------------------------------------------------------- the operators
+
+
+def _scan(h: Tensor, inputs: list[Tensor], name: str, training: bool) -> list[Tensor]:
+    kernel = _scans[name].kernel(h.dtype, backward=False)
+    y, new, *kept = outputs = _scan_shapes(h, inputs, name, training)
+    _run(kernel, [h, *inputs, y, new, kept[0] if kept else None], (y.shape[0], *h.shape))
+    return outputs
+
+
+def _scan_shapes(h: Tensor, inputs: list[Tensor], name: str, training: bool) -> list[Tensor]:
+    """Outputs ``[T, B, D]``, the last states and, for training, kept states."""
+    samples, channels, states = h.shape
+    steps = _steps(inputs, name)
+    period = ScanKernel.period
+    kept = [h.new_empty((steps + period - 1) // period, samples, states, channels)] * training
+    return [h.new_empty(steps, samples, channels), h.new_empty(h.shape), *kept]
+
+
+def _steps(inputs: Sequence[Tensor], name: str) -> int:
+    axes = _scans[name].axes.values()
+    return next(t.shape[0] for t, axis in zip(inputs, axes, strict=True) if axis != FIXED)
+
+
+def _scan_backward(
+    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str
+) -> list[Tensor]:
+    kernel = _scans[name].kernel(kept.dtype, backward=True)
+    _, samples, states, channels = kept.shape
+    steps, groups = _steps(inputs, name), -(-channels // kernel.width)
+    shapes = {
+        CHANNEL: (steps, samples, channels),
+        STATE: (groups, steps, samples, states),
+        FIXED: (samples, channels, states),
+    }
+    axes = [kernel.axes.get(name.removeprefix("grad "), "h") for name in kernel.gradients]
+    found = [kept.new_empty(shapes[FIXED if axis == "h" else axis]) for axis in axes]
+    sizes = (steps, samples, channels, states)
+    _run(kernel, [kept, *inputs, *cotangents, *found], sizes)
+    return [_whole(gradient, axis) for gradient, axis in zip(found, axes, strict=True)]
+
+
+def _whole(gradient: Tensor, axis: str) -> Tensor:
+    """Of blocks of channels, or of samples, their sum."""
+    return gradient.sum(0) if axis in (STATE, FIXED) else gradient
+
+
+def _scan_backward_shapes(
+    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str
+) -> list[Tensor]:
+    del cotangents
+    kernel = _scans[name].kernel(kept.dtype, backward=True)
+    _, samples, states, channels = kept.shape
+    shapes = dict(zip(kernel.axes, (t.shape for t in inputs), strict=True))
+    shapes["h"] = torch.Size((samples, channels, states))
+    return [kept.new_empty(shapes[name.removeprefix("grad ")]) for name in kernel.gradients]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    h, given, ctx.name, training = inputs
+    ctx.set_materialize_grads(False)
+    if training:
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(h, output[2], *given)
+
+
+def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    h, kept, *inputs = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
+    if torch.is_grad_enabled():
+        found = _replay(ctx.name, h, inputs, gradients[:2], needed)
+    else:
+        kernel = _scans[ctx.name].kernel(h.dtype, backward=True)
+        values = torch.ops.tracetorch.scan_backward(gradients[:2], kept, inputs, ctx.name)
+        named = dict(zip(kernel.gradients, values, strict=True))
+        found = [named.get(f"grad {name}") for name in ("h", *kernel.axes)]
+    return found[0], found[1:], None, None
+
+
+def _replay(
+    name: str,
+    h: Tensor,
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The same gradients, differentiable: the steps over the saved tensors."""
+    scan, now, ys = _scans[name], h, []
+    for t in range(_steps(inputs, name)):
+        own = [
+            i if axis == FIXED else i[t] for i, axis in zip(inputs, scan.axes.values(), strict=True)
+        ]
+        now, y = scan.step(now, *own)
+        ys.append(y)
+    reached = [
+        (end, gradient)
+        for end, gradient in zip((torch.stack(ys), now), cotangents, strict=True)
+        if gradient is not None and end.requires_grad
+    ]
+    sources = [t for t, flag in zip((h, *inputs), needed, strict=True) if flag]
+    found = iter(
+        torch.autograd.grad(
+            [end for end, _ in reached],
+            sources,
+            [gradient for _, gradient in reached],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if flag else None for flag in needed]
+
+
+_library.impl("scan", _scan, "CPU")
+_library.impl("scan_backward", _scan_backward, "CPU")
+torch.library.register_fake("tracetorch::scan", _scan_shapes, lib=_library)
+torch.library.register_fake("tracetorch::scan_backward", _scan_backward_shapes, lib=_library)
+torch.library.register_autograd(
+    "tracetorch::scan", _differentiate, setup_context=_save, lib=_library
+)

@@ -1,0 +1,145 @@
+"""Time folded into the batch: a model's ``forward`` once for a whole sequence.
+
+Modules without memory see ``[T·B, …]``; each layer that is marked for it unfolds time, runs its
+own sequence and folds back. What cannot be folded is noticed where that is possible: a layer
+called twice, an attribute or container of a module changed, values looked at, another first
+dimension, hooks. Knows layers, no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tracetorch.looking import Blind, Looked
+
+
+class Unfoldable(Exception):
+    """A forward pass cannot take a whole sequence at once; the message says why."""
+
+
+class Fold(NamedTuple):
+    """How many timesteps of how many samples are folded together."""
+
+    steps: int
+    batch: int
+
+    def apart(self, x: Any) -> Tensor:
+        """``[T·B, …]`` → ``[T, B, …]``."""
+        if not isinstance(x, Tensor) or x.shape[:1] != (self.steps * self.batch,):
+            got = list(x.shape) if isinstance(x, Tensor) else repr(x)
+            raise Unfoldable(
+                f"a value of {got} does not have the {self.steps}·{self.batch} timesteps and "
+                f"samples at dimension 0"
+            )
+        return x.reshape(self.steps, self.batch, *x.shape[1:])
+
+
+# what a layer's mark becomes once it has been called
+USED = Fold(0, 0)
+
+
+def folded(
+    forward: Callable[[Tensor], Any],
+    modules: Sequence[nn.Module],
+    layers: Sequence[Any],
+    x: Tensor,
+) -> Any:
+    """``forward`` over ``x`` ``[T, B, …]`` at once, outputs ``[T, B, …]``.
+
+    Args:
+        forward: the model's, of one timestep.
+        modules: those whose attributes must stay as they are.
+        layers: those that unfold time; their states are the caller's to restore.
+        x: a sequence, time first, batch second.
+
+    Raises:
+        Unfoldable: see the module; attributes are as they were before.
+    """
+    if x.ndim < 3:
+        raise Unfoldable("a timestep has no batch dimension to fold time into")
+    _check_hooks(modules)
+    fold = Fold(*x.shape[:2])
+    kept = [_Kept(module) for module in modules]
+    for layer in layers:
+        layer._fold = fold
+    try:
+        outputs = forward(x.flatten(0, 1))
+        if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs)):
+            raise Unfoldable("forward returns something else than tensors")
+        apart = tree_map(fold.apart, outputs)
+    except BaseException:
+        for module in kept:
+            module.restore()
+        raise
+    finally:
+        for layer in layers:
+            layer._fold = None
+    changed = [name for module in kept for name in module.changed()]
+    if changed:
+        for module in kept:
+            module.restore()
+        raise Unfoldable(f"forward changes {', '.join(changed)}: state outside tt layers")
+    return apart
+
+
+def _check_hooks(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unfoldable(f"{type(module).__name__} has hooks, which run at every timestep")
+
+
+@contextlib.contextmanager
+def looking_out() -> Iterator[None]:
+    """Within it, a forward pass that looks at values is unfoldable."""
+    try:
+        with Blind():
+            yield
+    except Looked as looked:
+        raise Unfoldable(f"forward looks at values ({looked})") from None
+
+
+class _Kept:
+    """A module's attributes, buffers included, as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.attributes = module, dict(vars(module))
+        self.contents = {
+            name: (len(value), value.copy())
+            for name, value in self.attributes.items()
+            if type(value) in (list, dict, set, deque) and not name.startswith("_")
+        }
+        self.buffers = dict(module._buffers)
+
+    def changed(self) -> list[str]:
+        """Names of attributes that are other objects, or containers of another size, now."""
+        now = vars(self.module)
+        names = _other(self.attributes, now) | _other(self.buffers, self.module._buffers)
+        names |= {name for name, (size, _) in self.contents.items() if len(now[name]) != size}
+        return [f"{type(self.module).__name__}.{name}" for name in sorted(names)]
+
+    def restore(self) -> None:
+        """Put attributes, buffers and containers back."""
+        for now, before in (
+            (vars(self.module), self.attributes),
+            (self.module._buffers, self.buffers),
+        ):
+            for name in [name for name in now if name not in before]:
+                del now[name]
+            now.update(before)
+        for name, (_, copy) in self.contents.items():
+            value = self.attributes[name]
+            value.clear()
+            (value.extend if isinstance(value, (list, deque)) else value.update)(copy)
+
+
+def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    return {n for n in {*now, *before} if now.get(n, _GONE) is not before.get(n, _GONE)}
+
+
+_GONE = object()

@@ -1,0 +1,249 @@
+"""Which backend serves: the choice, its scope, and what is said where one cannot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+import torch
+import tracetorch as tt
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
+
+
+def test_status_says_what_is_there_and_why_not() -> None:
+    status = tt.backends.status()
+    assert set(status) == {"cpp", "eager", "triton"}
+    assert status["eager"] == "ready"
+    assert all(status.values())
+
+
+def test_a_choice_holds_within_its_block_and_thread() -> None:
+    assert tt.backends.chosen() == "auto"
+    with tt.backends.use("eager"):
+        assert tt.backends.chosen() == "eager"
+        with tt.backends.use("auto"):
+            assert tt.backends.chosen() == "auto"
+        assert tt.backends.chosen() == "eager"
+        seen: list[str] = []
+        thread = threading.Thread(target=lambda: seen.append(tt.backends.chosen()))
+        thread.start()
+        thread.join()
+        assert seen == ["auto"]
+    assert tt.backends.chosen() == "auto"
+
+
+def test_a_choice_for_the_process() -> None:
+    tt.backends.select("eager")
+    try:
+        assert tt.backends.chosen() == "eager"
+        with tt.backends.use("cpp"):
+            assert tt.backends.chosen() == "cpp"
+    finally:
+        tt.backends.select("auto")
+
+
+@pytest.mark.parametrize("choose", [tt.backends.select, tt.backends.use])
+def test_an_unknown_name_is_refused(choose: Any) -> None:
+    with pytest.raises(ValueError, match="one of auto, cpp, triton, eager, got 'numba'"):
+        choose("numba").__enter__()
+
+
+def test_asking_by_name_for_what_cannot_serve_is_an_error_that_changes_nothing() -> None:
+    layer, x = StateSpace(3), torch.randn(4, 2, 3)
+    layer(x[0])
+    before = layer.get_states()
+    with tt.backends.use("cpp"), pytest.raises(tt.BackendError) as caught:
+        layer.unroll(x)
+    for said in ("StateSpace(3", "'cpp'", "the state h has the sizes (3, 3)"):
+        assert said in str(caught.value)
+    assert all(layer.get_states()[name] is state for name, state in before.items())
+
+
+def test_falling_back_is_said_once_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    class Sorted(Trace):
+        def step(self, states: Any, x: Tensor, p: Any) -> Any:
+            return super().step(states, x.sort(-1).values, p)
+
+    with caplog.at_level(logging.INFO, "tracetorch"):
+        for _ in range(3):
+            Sorted(3).unroll(torch.randn(4, 2, 3))
+    said = [r for r in caplog.records if "Sorted runs step by step: sort at" in r.message]
+    assert len(said) == 1
+
+
+class Looking(Trace):
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, x if states.mem.abs() >= 0 else -x, p)
+
+
+class Writing(Trace):
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, x.mul_(2.0), p)
+
+
+class Reading(Trace):
+    table = torch.tensor([1.0, 2.0, 3.0])
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, x * self.table, p)
+
+
+class Shaped(Trace):
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, x.flip(-1), p)
+
+
+class Called(Trace):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (Looking, "looks at values (Tensor.__bool__)"),
+        (Writing, "in-place operation"),
+        (Reading, "neither a state, a parameter nor computed from them"),
+        (Shaped, "flip at"),
+        (Called, "Called has its own forward"),
+    ],
+)
+def test_what_kernels_cannot_take_steps_with_the_same_answer(kind: type[Trace], says: str) -> None:
+    n = 1 if kind is Looking else 3
+    x = torch.randn(5, n)
+    expected = torch.stack([*map(kind(n), x.clone())])
+    assert torch.equal(kind(n).unroll(x.clone()), expected)
+    with tt.backends.use("cpp"), pytest.raises(tt.BackendError) as caught:
+        kind(n).unroll(x.clone())
+    assert says in str(caught.value)
+
+
+def test_hooks_of_a_layer_see_every_timestep() -> None:
+    layer, seen = Trace(3), []
+    layer.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    layer.unroll(torch.randn(4, 2, 3))
+    assert seen == [(2, 3)] * 4
+
+
+def test_a_changed_attribute_is_not_answered_from_the_old_kernel() -> None:
+    class Scaled(Trace):
+        factor = 1.0
+
+        def step(self, states: Any, x: Tensor, p: Any) -> Any:
+            return super().step(states, x * self.factor, p)
+
+    layer, x = Scaled(3), torch.randn(4, 2, 3)
+    one = layer.unroll(x)
+    layer.zero_states()
+    layer.factor = 3.0
+    torch.testing.assert_close(layer.unroll(x), 3 * one)
+
+
+def test_a_method_of_the_instance_and_training_count_too() -> None:
+    class Modal(Trace):
+        def step(self, states: Any, x: Tensor, p: Any) -> Any:
+            return super().step(states, x if self.training else -x, p)
+
+    layer, x = Modal(3), torch.randn(4, 2, 3)
+    one = layer.unroll(x)
+    layer.eval().zero_states()
+    torch.testing.assert_close(layer.unroll(x), -one)
+
+
+def test_second_derivatives_go_through_the_step() -> None:
+    layer = Trace(2).double()
+    x = torch.randn(4, 1, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, raw: Tensor) -> Tensor:
+        layer.zero_states()
+        unrolled = _Unrolled(layer)
+        y: Tensor = torch.func.functional_call(unrolled, {"layer.raw_beta": raw}, x)
+        return y.square()
+
+    raw = layer.raw_beta.detach().clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(run, (x, raw))
+
+
+class _Unrolled(nn.Module):
+    def __init__(self, layer: tt.Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.unroll(x)
+
+
+def test_forward_mode_and_transforms_are_the_loops() -> None:
+    layer, x, direction = Trace(2).double(), torch.randn(4, 1, 2).double(), torch.ones(4, 1, 2)
+    with forward_ad.dual_level():
+        y = layer.unroll(forward_ad.make_dual(x, direction.double()))
+        tangent = forward_ad.unpack_dual(y).tangent
+    layer.zero_states()
+    torch.testing.assert_close(tangent, layer.unroll(direction.double()).detach())
+
+    def loss(x: Tensor) -> Tensor:
+        layer.zero_states()
+        return layer.unroll(x).square().sum()
+
+    plain = x.clone().requires_grad_()
+    loss(plain).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(x), plain.grad)
+
+
+def test_no_gradient_keeps_nothing() -> None:
+    layer, x = Trace(3), torch.randn(8, 2, 3)
+    with torch.no_grad():
+        y = layer.unroll(x)
+    assert y.grad_fn is None
+    assert layer.mem is not None
+    assert layer.mem.grad_fn is None
+    with torch.inference_mode():
+        layer.zero_states()
+        torch.testing.assert_close(layer.unroll(x), y)
+
+
+def test_threads_at_once_get_their_own_answers() -> None:
+    layers = [AdaptiveLIF(5, beta=0.5 + 0.05 * k) for k in range(6)]
+    x = torch.randn(50, 3, 5)
+    expected = [torch.stack([*map(layer, x)]).detach() for layer in layers]
+    for layer in layers:
+        layer.zero_states()
+    found: dict[int, Tensor] = {}
+
+    def run(k: int) -> None:
+        found[k] = layers[k].unroll(x).detach()
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, y in enumerate(expected):
+        torch.testing.assert_close(found[k], y)
+
+
+def test_compiled_graphs_hold_the_operator_and_opcheck_passes() -> None:
+    layer, x = AdaptiveLIF(4).double(), torch.randn(9, 2, 4).double()
+    expected = layer.unroll(x)
+    layer.zero_states()
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    unroll = torch.compile(layer.unroll, fullgraph=True, backend=backend)
+    torch.testing.assert_close(unroll(x), expected)
+    assert "tracetorch.unroll" in graphs[0].code
+    (name,) = {name for name in layer._programs.values() if name}
+    like = torch.randn(2, 4).double()
+    states = [like.clone().requires_grad_() for _ in range(2)]
+    parameters = [torch.rand(shape).double().requires_grad_() for shape in ((4,), (), (4,))]
+    torch.library.opcheck(
+        torch.ops.tracetorch.unroll.default,
+        (x.requires_grad_(), states, parameters, name, [True] * 6),
+    )

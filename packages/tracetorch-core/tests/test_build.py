@@ -1,0 +1,144 @@
+"""The kernel cache: found again, safe with many processes; damaged entries are never loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# one layer through the engine in a fresh process; says which files it compiled, and the answer
+RUN = """
+import logging, subprocess, sys, torch, tracetorch as tt
+from tracetorch import testing
+logging.basicConfig(level=logging.INFO, format="LOG %(message)s", stream=sys.stdout)
+plain = subprocess.run
+def counted(*args, **kwargs):
+    print("COMPILED")
+    return plain(*args, **kwargs)
+subprocess.run = counted
+layer = testing.Trace(3)
+with torch.no_grad():
+    y = layer.unroll(torch.ones(4, 2, 3))
+expected = [1.0, 1.8, 2.44, 2.952]
+assert torch.allclose(y[:, 0, 0], torch.tensor(expected)), y
+print("BACKEND", [name for name in layer._programs.values()] != [None])
+print("STATUS", tt.backends.status()["cpp"])
+"""
+
+
+def run(cache: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], capture_output=True, text=True, check=False,
+        env={**os.environ, "TRACETORCH_CACHE_DIR": str(cache), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.so"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "kernels"
+
+
+def test_a_kernel_is_compiled_once_and_found_again(cache: Path) -> None:
+    assert run(cache).count("COMPILED") == 1
+    before = {path: path.read_bytes() for path in entries(cache)}
+    assert len(before) == 1
+    assert "COMPILED" not in run(cache)
+    assert {path: path.read_bytes() for path in entries(cache)} == before
+    assert list(cache.iterdir()) == entries(cache)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "a bit flipped", "another file"])
+def test_a_damaged_entry_is_rebuilt(cache: Path, damage: str) -> None:
+    run(cache)
+    (entry,) = entries(cache)
+    whole = entry.read_bytes()
+    flipped = bytes([*whole[:200], whole[200] ^ 1, *whole[201:]])
+    entry.write_bytes(
+        {
+            "truncated": whole[: len(whole) // 2],
+            "emptied": b"",
+            "a bit flipped": flipped,
+            "another file": b"#!/bin/sh\n" * 500,
+        }[damage]
+    )
+    assert run(cache).count("COMPILED") == 1
+    assert len(entry.read_bytes()) == len(whole)
+    assert "COMPILED" not in run(cache)
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    said = run(cache)
+    assert "BACKEND True" in said
+    assert f"LOG tracetorch: the kernel cache {cache} is open to others and is not used" in said
+    assert list(cache.iterdir()) == []
+
+
+def test_an_entry_that_others_can_write_to_is_not_loaded(cache: Path) -> None:
+    run(cache)
+    (entry,) = entries(cache)
+    entry.chmod(0o777)
+    assert run(cache).count("COMPILED") == 1
+    assert not entry.stat().st_mode & 0o022
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "BACKEND True" in run(tmp_path / "file" / "kernels")
+
+
+def test_a_full_disk_leaves_the_layer_stepping(tmp_path: Path) -> None:
+    said = run(Path("/dev/full/kernels"), TMPDIR="/nowhere", TEMP="/nowhere", TMP="/nowhere")
+    assert "BACKEND" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_the_layer_steps_and_says_so_once(cache: Path, tmp_path: Path) -> None:
+    said = run(cache, PATH=str(tmp_path), CXX="")
+    assert "BACKEND False" in said
+    assert said.count("LOG Trace runs step by step: no C++ compiler") == 1
+    assert "STATUS no C++ compiler: none of g++, clang++, c++ is on PATH" in said
+
+
+def test_a_compiler_that_fails_leaves_the_layer_stepping(cache: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'no such instruction' >&2; exit 1\n")
+    broken.chmod(0o700)
+    said = run(cache, CXX=str(broken))
+    assert "BACKEND False" in said
+    assert f"{broken} refused a kernel: no such instruction" in said
+    assert entries(cache) == []
+
+
+def test_another_compiler_has_entries_of_its_own(cache: Path, tmp_path: Path) -> None:
+    run(cache)
+    other = tmp_path / "other-g++"
+    other.write_text('#!/bin/sh\nexec g++ "$@"\n')
+    other.chmod(0o700)
+    assert run(cache, CXX=str(other)).count("COMPILED") == 1
+    assert len(entries(cache)) == 2
+
+
+def test_sixteen_processes_at_once_all_get_it_right(cache: Path) -> None:
+    environment = {**os.environ, "TRACETORCH_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(16)
+    ]
+    for process in started:
+        said, error = process.communicate()
+        assert process.returncode == 0, error.decode()
+        assert b"BACKEND True" in said
+    assert len(entries(cache)) == 1
+    assert list(cache.iterdir()) == entries(cache)

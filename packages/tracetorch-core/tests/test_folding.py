@@ -1,0 +1,236 @@
+"""Time folded into the batch: one forward pass where that is the loop's answer, else the loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import tracetorch as tt
+from torch import Tensor, nn
+from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
+
+
+class Net(tt.Model):
+    """A layer between maps without memory; counts its forward passes outside of its attributes."""
+
+    def __init__(self, calls: list[torch.Size] | None = None) -> None:
+        super().__init__()
+        self.first, self.lif = nn.Linear(3, 4), AdaptiveLIF(4)
+        self.second, self.last = nn.Linear(4, 3), Trace(3)
+        self._calls = calls
+
+    def forward(self, x: Tensor) -> Any:
+        if self._calls is not None:
+            self._calls.append(x.shape)
+        return self.last(torch.tanh(self.second(self.lif(self.first(x)))))
+
+
+class Twice(Net):
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.last(x))
+
+
+class Counting(Net):
+    time = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.time += 1
+        return super().forward(x * self.time)
+
+
+class Remembering(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.past: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x + sum(self.past[-2:]))
+        self.past.append(y.detach())
+        return y
+
+
+class Buffered(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        self.mean = 0.5 * self.mean + x.mean(0, keepdim=True).detach()
+        return super().forward(x - self.mean)
+
+
+class Branching(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Numbering(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x * float(x.abs().max()))
+
+
+class FixedBatch(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.view(2, 3) + torch.arange(2.0)[:, None])
+
+
+class Pooling(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).sum(0)
+
+
+class Making(Net):
+    made: tt.Layer | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        if "late" not in self._modules:
+            self.late = Trace(3)
+        return self.late(x)
+
+
+UNFOLDABLE = {
+    Twice: "is called more than once",
+    Counting: "changes Counting.time: state outside tt layers",
+    Remembering: "changes Remembering.past: state outside tt layers",
+    Buffered: "changes Buffered.mean: state outside tt layers",
+    Branching: "looks at values (Tensor.__bool__)",
+    Numbering: "looks at values (Tensor.__float__)",
+    FixedBatch: "RuntimeError",
+    Pooling: "does not have the 2·2 timesteps and samples at dimension 0",
+    Making: "looks at values",
+}
+
+
+def make(kind: Callable[..., Net], *arguments: Any) -> Net:
+    torch.manual_seed(3)
+    return kind(*arguments)
+
+
+def sequence() -> Tensor:
+    torch.manual_seed(4)
+    return torch.randn(6, 2, 3)
+
+
+def test_forward_runs_once_over_all_timesteps() -> None:
+    calls: list[torch.Size] = []
+    model, reference, x = make(Net, calls), make(Net), sequence()
+    y = model.unroll(x)
+    # the first time, two timesteps are tried out before
+    assert calls == [(4, 3), (12, 3)]
+    torch.testing.assert_close(y, torch.stack([reference(step) for step in x]))
+    for name, state in reference.get_states().items():
+        torch.testing.assert_close(model.get_states()[name], state)
+    model.unroll(x)
+    assert calls[2:] == [(12, 3)]
+
+
+@pytest.mark.parametrize("kind", UNFOLDABLE, ids=lambda kind: kind.__name__)
+def test_what_cannot_be_folded_is_noticed_and_stepped(
+    kind: type[Net], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, reference, x = make(kind), make(kind), sequence()
+    with caplog.at_level(logging.INFO, "tracetorch"):
+        for _ in range(2):
+            expected = torch.stack([reference(step) for step in x])
+            torch.testing.assert_close(model.unroll(x), expected, rtol=1e-6, atol=1e-6)
+    for name, state in reference.get_states().items():
+        torch.testing.assert_close(model.get_states()[name], state, rtol=1e-6, atol=1e-6)
+    said = [
+        r.message for r in caplog.records if r.message.startswith(f"{kind.__name__} is stepped")
+    ]
+    assert len(said) == 1
+    assert UNFOLDABLE[kind] in said[0]
+    for name in ("time", "mean"):
+        value = torch.as_tensor(getattr(model, name, 0))
+        assert torch.equal(value, torch.as_tensor(getattr(reference, name, 0)))
+    assert len(getattr(model, "past", [])) == len(getattr(reference, "past", []))
+
+
+def test_hooks_see_every_timestep() -> None:
+    model, x, seen = make(Net), sequence(), []
+    model.second.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    model.unroll(x)
+    assert seen == [(2, 3)] * 6
+
+
+def test_trying_out_leaves_no_trace() -> None:
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(3), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(self.drop(self.norm(x)))
+
+    model, x = make(Normed), sequence()
+    torch.manual_seed(9)
+    first = model.unroll(x)
+    assert model.norm.num_batches_tracked == 1
+    running = model.norm.running_mean.clone()
+    torch.testing.assert_close(running, 0.1 * x.flatten(0, 1).mean(0))
+    model.zero_states()
+    torch.manual_seed(9)
+    assert torch.equal(model.unroll(x), first)
+
+
+def test_an_error_inside_is_the_steps_own() -> None:
+    model, x = make(Net), sequence()
+    model(x[0])
+    before = model.get_states()
+    with pytest.raises(tt.StateError, match=r"layer 'lif'.* \[2, 4\].* \[3, 4\]"):
+        model.unroll(torch.randn(6, 3, 3))
+    assert all(model.get_states()[name] is state for name, state in before.items())
+    model.zero_states()
+    assert model.unroll(torch.randn(6, 3, 3)).shape == (6, 3, 3)
+    assert not model._stepped
+
+
+def test_outputs_of_any_structure_are_unfolded() -> None:
+    class Structured(Net):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return {"y": y, "both": (x, y.flatten(1))}
+
+    model, reference, x = make(Structured), make(Structured), sequence()
+    got, expected = model.unroll(x), [reference(step) for step in x]
+    torch.testing.assert_close(got["y"], torch.stack([e["y"] for e in expected]))
+    torch.testing.assert_close(got["both"][1], torch.stack([e["both"][1] for e in expected]))
+    assert torch.equal(got["both"][0], x)
+
+
+def test_a_positive_dim_counts_in_one_timestep() -> None:
+    class Images(tt.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.leak = nn.Conv2d(1, 4, 3), Trace(4, dim=1)
+            self.space = StateSpace(4, out_size=2, dim=1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.space(self.leak(self.conv(x)))
+
+    torch.manual_seed(0)
+    model, x = Images(), torch.randn(5, 2, 1, 6, 6)
+    y = model.unroll(x)
+    assert not model._stepped
+    model.zero_states()
+    torch.testing.assert_close(y, torch.stack([model(step) for step in x]))
+
+
+def test_check_unroll_names_the_first_layer_that_differs() -> None:
+    class Mixing(Net):
+        def forward(self, x: Tensor) -> Any:
+            return self.last(self.second(self.lif(self.first(x) - self.first(x).mean(0))))
+
+    model, x = make(Mixing), sequence()
+    model.unroll(x)
+    before = model.get_states()
+    with pytest.raises(AssertionError, match=r"the output of layer 'lif', AdaptiveLIF\(4"):
+        tt.check_unroll(model, x)
+    assert all(model.get_states()[name] is state for name, state in before.items())
+    assert tt.check_unroll(make(Net), x) is None
+    why = tt.check_unroll(make(Twice), x)
+    assert why is not None
+    assert "is called more than once" in why

@@ -1,0 +1,205 @@
+"""Scans of other functions than Mamba's: the kernel gives what the steps give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from tracetorch.engine import scan as scans
+from tracetorch.engine.scan import Scan
+from tracetorch.engine.scan_kernel import ScanKernel
+
+Ends = tuple[Tensor, Tensor]
+PERIOD, WIDTH, TILE = ScanKernel.period, ScanKernel.width, ScanKernel.tile
+
+
+def gated(h: Tensor, u: Tensor, key: Tensor, gate: Tensor, rate: Tensor) -> Ends:
+    """Nonlinear in the state, two functions to hold, a branch."""
+    forget = torch.sigmoid(gate + rate)
+    h = forget * torch.tanh(h) + (1 - forget) * u * key
+    return h, torch.where(h > 0, h * key, u - h)
+
+
+def summed(h: Tensor, weight: Tensor, u: Tensor) -> Ends:
+    """Arithmetic alone, nothing that varies over the states."""
+    return h + weight * u, h
+
+
+def constant(h: Tensor, bias: Tensor, key: Tensor) -> Ends:
+    """A share that does not depend on the state, an input that nothing depends on."""
+    return 0.5 * h + key, key * 2 + 0 * bias.detach()
+
+
+SCANS = (
+    Scan("gated", gated, {"u": "d", "key": "n", "gate": "d", "rate": "dn"}),
+    Scan("summed", summed, {"weight": "dn", "u": "d"}),
+    Scan("constant", constant, {"bias": "dn", "key": "n"}),
+)
+each = pytest.mark.parametrize("scan", SCANS, ids=lambda scan: scan.name)
+
+
+def fused(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
+    assert scans._refusal(scan, h.dtype, "cpu", True, "auto") is None
+    return scan.sequence(h, *inputs)
+
+
+def stepped(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
+    axes, ys = scan.axes.values(), []
+    steps = next(len(i) for i, axis in zip(inputs, axes, strict=True) if axis != "dn")
+    for t in range(steps):
+        now = [i if axis == "dn" else i[t] for i, axis in zip(inputs, axes, strict=True)]
+        h, y = scan.step(h, *now)
+        ys.append(y)
+    return h, torch.stack(ys)
+
+
+def leaves(
+    scan: Scan, steps: int, around: Sequence[int], channels: int, states: int
+) -> list[Tensor]:
+    """A state and inputs, in float64, that require gradients."""
+    shapes = {
+        "d": (steps, *around, channels),
+        "n": (steps, *around, states),
+        "dn": (channels, states),
+    }
+    sizes = [(*around, channels, states), *(shapes[axis] for axis in scan.axes.values())]
+    return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+
+
+def results(run: Callable[..., Ends], scan: Scan, given: Sequence[Tensor]) -> list[Tensor]:
+    h, y = run(scan, *given)
+    loss = (y.sin() + y).sum() + (h.cos() * h).sum()
+    return [y, h, *torch.autograd.grad(loss, given, materialize_grads=True)]
+
+
+@each
+@settings(max_examples=25)
+@given(
+    steps=st.sampled_from([1, 2, PERIOD - 1, PERIOD, PERIOD + 1, 2 * PERIOD]),
+    around=st.lists(st.integers(0, 3), max_size=2),
+    channels=st.sampled_from([1, 3, 17, WIDTH, WIDTH + 5]),
+    states=st.sampled_from([1, 2, 5, TILE, TILE + 1]),
+)
+def test_kernels_are_steps(
+    scan: Scan, steps: int, around: list[int], channels: int, states: int
+) -> None:
+    given = leaves(scan, steps, around, channels, states)
+    for got, expected in zip(
+        results(fused, scan, given), results(stepped, scan, given), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@each
+def test_first_and_second_derivatives_agree_with_differences(scan: Scan) -> None:
+    given = leaves(scan, 3, [2], 2, 2)
+    assert torch.autograd.gradcheck(lambda *a: fused(scan, *a), given)
+    assert torch.autograd.gradgradcheck(lambda *a: fused(scan, *a), given)
+
+
+def ways(scan: Scan, given: Sequence[Tensor], run: Callable[..., Ends]) -> Iterator[Tensor]:
+    """First and second derivatives of one end by one leaf, the others constant."""
+    for end in (0, 1):
+        for own in range(len(given)):
+            held = [g.detach().requires_grad_(k == own) for k, g in enumerate(given)]
+            value = run(scan, *held)[end]
+            if not value.requires_grad:
+                value = value + 0 * held[own].sum()
+            (first,) = torch.autograd.grad(
+                value.square().sum(), held[own], create_graph=True, materialize_grads=True
+            )
+            yield first
+            loss = first.square().sum() + 0 * held[own].sum()
+            yield torch.autograd.grad(loss, held[own])[0]
+
+
+@each
+def test_one_input_and_one_end_alone(scan: Scan) -> None:
+    given = leaves(scan, PERIOD + 1, [2], 3, 2)
+    for got, expected in zip(ways(scan, given, fused), ways(scan, given, stepped), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@each
+def test_the_number_of_threads_changes_nothing(scan: Scan) -> None:
+    given = leaves(scan, PERIOD + 1, [3], 2 * WIDTH + 1, TILE + 1)
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            h, y = fused(scan, *given)
+            gradients = torch.autograd.grad(y.sum() + h.sum(), given, materialize_grads=True)
+            runs.append([y, h, *gradients])
+    finally:
+        torch.set_num_threads(before)
+    for other in runs[1:]:
+        assert all(map(torch.equal, other, runs[0]))
+
+
+@each
+def test_the_operators_pass_torchs_own_checks(scan: Scan) -> None:
+    h, *inputs = leaves(scan, PERIOD + 1, [2], 3, 2)
+    fused(scan, h, *inputs)
+    start, *plain = (t.detach() for t in (h, *inputs))
+    operator = torch.ops.tracetorch.scan.default
+    torch.library.opcheck(operator, (h, inputs, scan.name, True))
+    torch.library.opcheck(operator, (start, plain, scan.name, False))
+    y, new, kept = operator(start, plain, scan.name, True)
+    for cotangents in ([y, new], [None, new], [y, None]):
+        operator = torch.ops.tracetorch.scan_backward.default
+        torch.library.opcheck(operator, (cotangents, kept, plain, scan.name))
+
+
+def test_states_are_kept_once_a_period_and_only_for_training() -> None:
+    scan = SCANS[0]
+    h, *inputs = (t.detach() for t in leaves(scan, 2 * PERIOD + 1, [2], 3, 5))
+    fused(scan, h, *inputs)
+    operator = torch.ops.tracetorch.scan
+    shapes = [tuple(t.shape) for t in operator(h, inputs, scan.name, True)]
+    assert shapes == [(2 * PERIOD + 1, 2, 3), (2, 3, 5), (3, 2, 5, 3)]
+    assert len(operator(h, inputs, scan.name, False)) == 2
+    kept = operator(h, inputs, scan.name, True)[2]
+    for block in range(3):
+        until = [t if axis == "dn" else t[: block * PERIOD]
+                 for t, axis in zip(inputs, scan.axes.values(), strict=True)]  # fmt: skip
+        state = h if block == 0 else stepped(scan, h, *until)[0]
+        torch.testing.assert_close(kept[block].mT, state, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("lane", "real", "why"),
+    [
+        (lambda h, u: (h + u.cumsum(-1), h), torch.float64, "cumsum at .*test_scan.py"),
+        (lambda h, u: (u, 2 * u), torch.float64, "new states do not depend on the old ones"),
+        (lambda h, u: (h + u, h), torch.bfloat16, "no kernels for states in torch.bfloat16"),
+        (lambda h, u: (h + u, (h + u).sum()), torch.float64, "has no row|not elementwise"),
+    ],
+    ids=["no row", "no memory", "type", "a sum"],
+)
+def test_what_has_no_kernel_is_said(lane: Callable[..., Ends], real: torch.dtype, why: str) -> None:
+    scan = Scan("refused", lane, {"u": "d"})
+    refusal = scans._refusal(scan, real, "cpu", True, "auto")
+    with pytest.raises(scans.Refused, match=why) as refused:
+        scan.kernel(real, False)
+    assert refusal == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen", "why"),
+    [
+        ("cuda", "auto", "there are no kernels for scans on cuda"),
+        ("cpu", "triton", "there are no triton kernels for scans on cpu"),
+    ],
+)
+def test_where_there_are_no_kernels(device: str, chosen: str, why: str) -> None:
+    assert scans._refusal(SCANS[0], torch.float32, device, True, chosen) == why
+
+
+def test_an_axis_must_be_known() -> None:
+    with pytest.raises(ValueError, match="scan odd: u must vary over d, n or dn, not b"):
+        Scan("odd", summed, {"u": "b"})
