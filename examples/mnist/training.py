@@ -54,6 +54,7 @@ def command_line(
     add("--batch-size", positive, 64, "digits per step of the optimizer (%(default)s)")
     add("--learning-rate", step_size, learning_rate, "its largest step size (%(default)s)")
     add("--device", device, "cpu", "cpu, cuda, cuda:1, ... (%(default)s)")
+    add("--threads", positive, 1, "CPU threads; more only where cores are idle (%(default)s)")
     add("--seed", int, 0, "of weights, order and spikes, not of the split (%(default)s)")
     add("--figure", figure_file, Path(script).with_suffix(".png"), "where to save it (%(default)s)")
     return parser
@@ -106,6 +107,7 @@ def run(model: tt.Model, watched: str, encode: Encode, options: argparse.Namespa
         encode: images ``[B, 1, 28, 28]`` → sequence ``[T, B, …]``.
         options: those of :func:`command_line`.
     """
+    torch.set_num_threads(options.threads)
     try:
         train, test = digits.load(options.data)
     except (OSError, ValueError) as error:
