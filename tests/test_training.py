@@ -171,7 +171,10 @@ def test_the_memory_of_a_training_loop_does_not_grow(forgets: str) -> None:
             measured.append((tensors, nodes, held))
     assert past
     assert [ref() for ref in past] == [None] * len(past)
-    assert measured[0] == measured[1]
+    (tensors_then, *then), (tensors_now, *now) = measured
+    assert now == then
+    # what earlier tests have left may still be going
+    assert tensors_now <= tensors_then
 
 
 # ------------------------------------------------------------------ two models
