@@ -21,7 +21,7 @@ TORCHES = {"oldest": ("torch==2.6.*", (3, 14)), "newest": ("torch", None)}
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests", "tests_all", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "tests_all", "docs", "floors", "build"]
 
 
 def wheels(session: nox.Session, packages: list[str]) -> list[str]:
@@ -129,6 +129,13 @@ def docs(session: nox.Session) -> None:
         "docs",
         *(f"packages/tracetorch-{name}/src" for name in NEEDS),
     )
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """The benchmarks' short form: fails where a ratio falls under a generous floor."""
+    sync(session)
+    session.run("python", "-m", "benchmarks", "--short")
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""Measurements of traceTorch beside its peers; ``python -m benchmarks`` runs them."""
