@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tracetorch.folding import buffers_kept
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 
@@ -77,16 +78,19 @@ def _leaf_of(output: Any) -> Tensor:
 
 def _observed(model: Model, run: Callable[[], Tensor]) -> tuple[Outputs, Mapping[str, Tensor]]:
     """What each layer put out, and the output and final states of it all; nothing else stays."""
-    states, buffers = model._standing(), [(b, b.clone()) for b in model.buffers()]
+    states = model._standing()
     try:
-        with torch.no_grad(), torch.random.fork_rng(), _recorded(model) as outputs:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            buffers_kept(model),
+            _recorded(model) as outputs,
+        ):
             found = {"the output": run().flatten()}
         finals = {f"the final state {name}": s for name, s in model.get_states().items()}
         return outputs, found | finals
     finally:
         model._restore(states)
-        for buffer, kept in buffers:
-            buffer.copy_(kept)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from tracetorch import state_files
 from tracetorch.errors import LayerError, StateError
-from tracetorch.folding import Unfoldable, folded, looking_out
+from tracetorch.folding import Unfoldable, buffers_kept, folded, looking_out
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
@@ -317,19 +317,21 @@ class Model(Boundary):
 
     def _unfoldable(self, steps: Tensor) -> str | None:
         """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
-        before, buffers = self._standing(), [(b, b.clone()) for b in self.buffers()]
+        before = self._standing()
         devices = [steps.device] if steps.is_cuda else []
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices), looking_out():
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(devices),
+                buffers_kept(self),
+                looking_out(),
+            ):
                 self._folded(steps)
             return None
         except Exception as why:  # whatever forward raises on folded time, stepping shows anew
             return f"{type(why).__name__}: {why}"
         finally:
             self._restore(before)
-            for buffer, kept in buffers:
-                if not torch.equal(buffer, kept):
-                    buffer.copy_(kept)
 
     def _folded(self, steps: Tensor) -> Any:
         modules = [module for module in self.modules() if not isinstance(module, Layer)]
