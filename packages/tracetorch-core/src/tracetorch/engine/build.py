@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 _log = logging.getLogger("tracetorch")
@@ -65,6 +66,18 @@ def library(source: str) -> ctypes.CDLL:
     if key not in _loaded:
         _loaded[key] = _from_cache(key, source)
     return _loaded[key]
+
+
+def entry_point(source: str) -> Callable[..., None]:
+    """``run(pointers, sizes, threads)`` of a source's library.
+
+    Raises:
+        BuildError: it cannot be compiled or loaded here.
+    """
+    run = library(source).run
+    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    run.restype = None
+    return run
 
 
 def _key(source: str) -> str:

@@ -178,9 +178,7 @@ class Program:
 
 
 def _native(kernel: Kernel) -> Launch:
-    run = build.library(cpp.render(kernel)).run
-    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
-    run.restype = None
+    run = build.entry_point(cpp.render(kernel))
 
     def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)

@@ -195,10 +195,7 @@ def _refusal(scan: Scan, real: torch.dtype, device: str, training: bool, chosen:
 
 @functools.cache
 def _compiled(kernel: ScanKernel) -> Any:
-    run = build.library(cpp_scan.render(kernel)).run
-    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
-    run.restype = None
-    return run
+    return build.entry_point(cpp_scan.render(kernel))
 
 
 def _run(kernel: ScanKernel, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
