@@ -239,7 +239,7 @@ def test_compiled_graphs_hold_the_operator_and_opcheck_passes() -> None:
     unroll = torch.compile(layer.unroll, fullgraph=True, backend=backend)
     torch.testing.assert_close(unroll(x), expected)
     assert "tracetorch.unroll" in graphs[0].code
-    (name,) = {name for name in layer._programs.values() if name}
+    (name,) = {plan.program.name for plan in layer._programs.values() if plan}
     like = torch.randn(2, 4).double()
     states = [like.clone().requires_grad_() for _ in range(2)]
     parameters = [torch.rand(shape).double().requires_grad_() for shape in ((4,), (), (4,))]

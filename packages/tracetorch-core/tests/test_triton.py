@@ -142,7 +142,7 @@ def compiled(kernel: Kernel, *absent: str) -> Any:
     labels = (*kernel.pointers, *triton.scratch(kernel))
     names = function.arg_names
     types = {
-        name: "*" + SHORT[str(launch._type(kernel, label)).removeprefix("torch.")]
+        name: "*" + SHORT[str(kernel.type_of(label)).removeprefix("torch.")]
         for name, label in zip(names, labels, strict=False) if label not in absent
     }  # fmt: skip
     types |= dict.fromkeys(names[len(labels) : -1], "i32")

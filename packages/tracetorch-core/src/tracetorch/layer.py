@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tracetorch import checkpointing, constraints
 from tracetorch.constraints import Constraint
 from tracetorch.engine import sequence
+from tracetorch.engine.program import Plan
 from tracetorch.errors import StateError
 from tracetorch.folding import USED, Fold, Unfoldable
 from tracetorch.numbering import number
@@ -85,7 +86,7 @@ class Layer(nn.Module):
         self._fold: Fold | None = None
         self._construction = (next(_serial), 0)
         self._number = number(self)
-        self._programs: dict[object, str | None] = {}
+        self._programs: dict[object, Plan | None] = {}
         self._name_fields()
 
     # ------------------------------------------------------------------ declaring a layer
@@ -188,7 +189,10 @@ class Layer(nn.Module):
             return self._unfolded(x, self._fold)
         self._check_input(x)
         checkpointing.refuse_plain_recomputation(self)
-        return self._advance(x, self._parameters_as(self._state_dtype(x)))
+        fused = sequence.step(self, x)
+        return (
+            self._advance(x, self._parameters_as(self._state_dtype(x))) if fused is None else fused
+        )
 
     def unroll(self, x: Tensor) -> Tensor:
         """A whole sequence: the outputs, gradients and final states of calling it step by step.

@@ -33,7 +33,9 @@ _FLAGS = (
     # comparisons and rounding stay as eager has them: no fused multiply-add, no reassociation
     "-fno-trapping-math", "-ffp-contract=off",
 )  # fmt: skip
-_NATIVE = {"x86_64": ("-march=native",), "AMD64": ("-march=native",)}
+# what a CPU that the compiler does not know yet counts as may prefer vectors of half the length
+_X86 = ("-march=native", "-mprefer-vector-width=512")
+_NATIVE = {"x86_64": _X86, "AMD64": _X86}
 _SEAL = b"tracetorch-kernel"
 
 _loaded: dict[str, ctypes.CDLL] = {}

@@ -19,8 +19,12 @@ from tracetorch.engine.ops import TABLE
 REAL = {torch.float32: "float", torch.float64: "double"}
 STORED = {**REAL, torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-# a block's working set should stay in the first-level cache, and its rows be long enough to stream
-_CACHE_BYTES = 40_000
+# A block's working set should stay in the second-level cache. Its rows should be long: 4 KB apiece
+# took two thirds of the time of 1 KB (memory comes in pages), in L1 or not.
+_CACHE_BYTES = 128_000
+_WIDEST, CHUNK = 1024, 64
+# lanes times timesteps below which other threads take longer to wake than the work takes
+_ALONE = 131_072
 
 
 def render(kernel: Kernel) -> str:
@@ -38,10 +42,12 @@ def render(kernel: Kernel) -> str:
         f"{half}{prelude}\n"
         f"typedef {REAL[kernel.real]} real;\n"
         f"typedef {STORED[kernel.stored]} stored;\n"
-        f"enum {{ WIDTH = {_width(kernel)}, PERIOD = {kernel.period} }};\n\n"
-        f"static void block(void **pointers, const int64_t *sizes, int64_t lane) {{\n{body}}}\n\n"
+        f"enum {{ WIDTH = {_width(kernel)}, CHUNK = {CHUNK}, PERIOD = {kernel.period} }};\n\n"
+        "static void block(void **pointers, const int64_t *sizes, int64_t lane, int rest) "
+        f"{{\n{body}}}\n\n"
         'extern "C" void run(void **pointers, const int64_t *sizes, int threads) {\n'
-        "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, threads);\n"
+        f"    if (sizes[0] * sizes[1] < {_ALONE}) threads = 1;\n"
+        "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, CHUNK, threads);\n"
         "}\n"
     )
 
@@ -62,15 +68,16 @@ class Writer:
         outputs: Mapping[str, Node],
         read: Mapping[str, str],
         write: Mapping[str, str],
-        length: str = "WIDTH",
+        span: tuple[str, str] = ("0", "width"),
         sums: Sequence[str] = (),
     ) -> None:
-        """One timestep in every lane: inputs read, each value once, outputs written.
+        """One timestep in every lane of ``span``: inputs read, each value once, outputs written.
 
         ``sums``: variables that the lanes add to.
         """
         clause = f" reduction(+ : {', '.join(sums)})" if sums else ""
-        self.say(depth, f"#pragma omp simd{clause}", f"for (int i = 0; i < {length}; ++i) {{")
+        first, end = span
+        self.say(depth, f"#pragma omp simd{clause}", f"for (int i = {first}; i < {end}; ++i) {{")
         names: dict[Node, str] = {}
         for node in ordered(outputs.values()):
             names[node] = self._define(depth + 1, node, names, read)
@@ -101,20 +108,22 @@ class _Direction(Writer):
         self.kernel, self.traced = kernel, kernel.traced
         self.at = {name: index for index, name in enumerate(kernel.pointers)}
 
-    def begin(self) -> None:
+    def begin(self, rows: int, cleared: str) -> None:
+        """Sizes and parameters; ``rows`` full-length copies, cleared where that is so."""
         self.say(
             1,
             "const int64_t steps = sizes[0], lanes = sizes[1];",
-            "const int rest = lanes - lane < WIDTH ? int(lanes - lane) : WIDTH;",
+            "const int width = (rest + CHUNK - 1) / CHUNK * CHUNK;",
             f"const stored *const xs = (const stored *)pointers[{self.at['x']}] + lane;",
-            "stored row[4][WIDTH] = {};",
+            f"stored row[{rows}][WIDTH];",
+            f"if ({cleared}) memset(row, 0, sizeof row);",
         )
         for index, name in enumerate(self.traced.parameters):
             here = array("all", name)
             self.say(
                 1,
                 f"real {here}[WIDTH];",
-                f"gather({here}, WIDTH, pointers[{self.at[name]}], sizes[{4 + index}], lane, rest, "
+                f"gather({here}, width, pointers[{self.at[name]}], sizes[{4 + index}], lane, rest, "
                 f"sizes[2], sizes[3]);",
             )
 
@@ -123,9 +132,21 @@ class _Direction(Writer):
         self.say(
             depth,
             f"const stored *__restrict {variable} = {source} + t * lanes;",
-            f"if (rest < WIDTH) {variable} = (const stored *)"
+            f"if (rest < width) {variable} = (const stored *)"
             f"memcpy(row[{index}], {variable}, rest * sizeof(stored));",
         )
+
+    def lanes(
+        self,
+        depth: int,
+        outputs: Mapping[str, Node],
+        read: Mapping[str, str],
+        write: Mapping[str, str],
+    ) -> None:
+        """One timestep in all lanes: inner loops of constant length."""
+        self.say(depth, "for (int chunk = 0; chunk < width; chunk += CHUNK) {")
+        self.loop(depth + 1, outputs, read, write, ("chunk", "chunk + CHUNK"))
+        self.say(depth, "}")
 
     def constants(self) -> dict[str, str]:
         return {name: f"{array('all', name)}[i]" for name in self.traced.parameters}
@@ -135,13 +156,13 @@ class _Forward(_Direction):
     """The sequence from first to last, states kept on the way."""
 
     def text(self) -> str:
-        self.begin()
+        self.begin(2, "rest < width")
         states, kept = self.traced.states, self.kernel.remembered
         self.say(1, f"stored *const ys = (stored *)pointers[{self.at['y']}] + lane;")
         for name in states:
             here = array("now", name)
             self.say(1, f"real {here}[WIDTH];")
-            self.say(1, f"take({here}, WIDTH, pointers[{self.at[name]}], lane, rest);")
+            self.say(1, f"take({here}, width, pointers[{self.at[name]}], lane, rest);")
         self.say(1, "for (int64_t t = 0; t < steps; ++t) {")
         if kept:
             self.say(2, "if (t % PERIOD == 0) {")
@@ -150,16 +171,16 @@ class _Forward(_Direction):
                 self.say(3, f"give({array('now', name)}, {place}, rest);")
             self.say(2, "}")
         self.row(2, "xt", "xs", 0)
-        self.say(2, "stored *__restrict yt = rest < WIDTH ? row[1] : ys + t * lanes;")
+        self.say(2, "stored *__restrict yt = rest < width ? row[1] : ys + t * lanes;")
         now = {name: f"{array('now', name)}[i]" for name in states}
         write = {f"new {name}": f"{place} = {{}};" for name, place in now.items()}
-        self.loop(
+        self.lanes(
             2,
             self.traced.forward,
             {**self.constants(), **now, "x": "load(xt[i])"},
             {**write, "y": "store(&yt[i], {});"},
         )
-        self.say(2, "if (rest < WIDTH) memcpy(ys + t * lanes, yt, rest * sizeof(stored));")
+        self.say(2, "if (rest < width) memcpy(ys + t * lanes, yt, rest * sizeof(stored));")
         self.say(1, "}")
         for name in states:
             place = f"pointers[{self.at[f'new {name}']}], lane"
@@ -171,7 +192,7 @@ class _Backward(_Direction):
     """Blocks of timesteps from last to first: states recomputed, then the product in reverse."""
 
     def text(self) -> str:
-        self.begin()
+        self.begin(4, f"rest < width || !pointers[{self.at['grad y']}]")
         kept, wanted = self.kernel.remembered, self.kernel.wanted
         self.gradients = {name: array("grad", name) for name in self.traced.states}
         self.sums = {n: array("sum", n) for n in self.traced.parameters if f"grad {n}" in wanted}
@@ -180,7 +201,7 @@ class _Backward(_Direction):
             self.say(1, f"stored *const gxs = (stored *)pointers[{self.at['grad x']}] + lane;")
         for name, here in self.gradients.items():
             pointer = f"pointers[{self.at[f'grad new {name}']}]"
-            self.say(1, f"real {here}[WIDTH];", f"take({here}, WIDTH, {pointer}, lane, rest);")
+            self.say(1, f"real {here}[WIDTH];", f"take({here}, width, {pointer}, lane, rest);")
         for here in self.sums.values():
             self.say(1, f"real {here}[WIDTH] = {{}}, part_{here}[WIDTH];")
         self.say(1, *(f"real {array('past', name)}[PERIOD][WIDTH];" for name in kept))
@@ -197,12 +218,12 @@ class _Backward(_Direction):
     def _recompute(self, kept: Sequence[str]) -> None:
         for name in kept:
             place = f"pointers[{self.at[f'kept {name}']}], k * lanes + lane"
-            self.say(2, f"take({array('past', name)}[0], WIDTH, {place}, rest);")
+            self.say(2, f"take({array('past', name)}[0], width, {place}, rest);")
         self.say(2, "for (int j = 0; j + 1 < m; ++j) {", "    const int64_t t = first + j;")
         self.row(3, "xt", "xs", 0)
         outputs = {f"new {name}": self.traced.forward[f"new {name}"] for name in kept}
         write = {f"new {name}": f"{array('past', name)}[j + 1][i] = {{}};" for name in kept}
-        self.loop(3, outputs, self._reads(kept), write)
+        self.lanes(3, outputs, self._reads(kept), write)
         self.say(2, "}")
 
     def _reads(self, kept: Sequence[str]) -> dict[str, str]:
@@ -220,7 +241,7 @@ class _Backward(_Direction):
         self.say(4, "gyt = given;")
         self.say(3, "}")
         if "grad x" in wanted:
-            self.say(3, "stored *__restrict gxt = rest < WIDTH ? row[3] : gxs + t * lanes;")
+            self.say(3, "stored *__restrict gxt = rest < width ? row[3] : gxs + t * lanes;")
         outputs = {f"grad {name}": self.traced.backward.get(f"grad {name}") for name in states}
         outputs |= {name: self.traced.backward[name] for name in wanted}
         reads = self._reads(self.kernel.remembered) | {"grad y": "load(gyt[i])"}
@@ -229,16 +250,16 @@ class _Backward(_Direction):
         writes |= {f"grad {name}": f"part_{here}[i] += {{}};" for name, here in self.sums.items()}
         writes["grad x"] = "store(&gxt[i], {});"
         computed = {name: node for name, node in outputs.items() if node is not None}
-        self.loop(3, computed, reads, writes)
+        self.lanes(3, computed, reads, writes)
         for name, node in outputs.items():
             if node is None:
                 here = self.gradients[name.removeprefix("grad ")]
                 self.say(3, f"memset({here}, 0, sizeof {here});")
         if "grad x" in wanted:
-            self.say(3, "if (rest < WIDTH) memcpy(gxs + t * lanes, gxt, rest * sizeof(stored));")
+            self.say(3, "if (rest < width) memcpy(gxs + t * lanes, gxt, rest * sizeof(stored));")
         self.say(2, "}")
         for here in self.sums.values():
-            self.say(2, f"for (int i = 0; i < WIDTH; ++i) {here}[i] += part_{here}[i];")
+            self.say(2, f"for (int i = 0; i < width; ++i) {here}[i] += part_{here}[i];")
 
     def _finish(self) -> None:
         for name, here in {**self.gradients, **self.sums}.items():
@@ -247,12 +268,12 @@ class _Backward(_Direction):
 
 
 def _width(kernel: Kernel) -> int:
-    """Lanes of a block."""
+    """Lanes of a block, at most."""
     arrays = len(kernel.traced.states) + len(kernel.traced.parameters)
     if kernel.backward:
         arrays = 2 * arrays + kernel.period * len(kernel.remembered)
-    width = 256
-    while width > 64 and arrays * width * torch.finfo(kernel.real).bits // 8 > _CACHE_BYTES:
+    width = _WIDEST
+    while width > CHUNK and arrays * width * torch.finfo(kernel.real).bits // 8 > _CACHE_BYTES:
         width //= 2
     return width
 

@@ -16,7 +16,7 @@ from tracetorch.engine.ops import TABLE
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
 
 _RUN = """
-static void block(void **pointers, const int64_t *sizes, int64_t index) {
+static void block(void **pointers, const int64_t *sizes, int64_t index, int) {
     const int64_t channels = sizes[2], states = sizes[3], groups = (channels + WIDTH - 1) / WIDTH;
     const int64_t b = index / groups, d = index % groups * WIDTH;
     for (int64_t n = 0; n < states; n += STATES) {
@@ -26,7 +26,7 @@ static void block(void **pointers, const int64_t *sizes, int64_t index) {
 }
 
 extern "C" void run(void **pointers, const int64_t *sizes, int threads) {
-    run_blocks(block, pointers, sizes, sizes[1] * ((sizes[2] + WIDTH - 1) / WIDTH), 1, threads);
+    run_blocks(block, pointers, sizes, sizes[1] * ((sizes[2] + WIDTH - 1) / WIDTH), 1, 1, threads);
 }
 """
 
@@ -90,7 +90,7 @@ class _Tile(Writer):
         """One timestep of one state ``k`` in all channels."""
         for name in self.kernel.over(STATE):
             self.say(depth, f"const real {array('one', name)} = {array('row', name)}[k];")
-        self.loop(depth, outputs, {**self._inputs(), **read}, write, "width", tuple(sums))
+        self.loop(depth, outputs, {**self._inputs(), **read}, write, sums=tuple(sums))
 
     def _inputs(self) -> dict[str, str]:
         places = {CHANNEL: ("row", "[i]"), STATE: ("one", ""), FIXED: ("all", "[k][i]")}

@@ -53,3 +53,7 @@ class Kernel:
             return ("x", "y", *states, *ends, *kept, *self.traced.parameters)
         ends = [f"grad new {name}" for name in states]
         return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted)
+
+    def type_of(self, label: str) -> torch.dtype:
+        """The type in memory of what a pointer leads to."""
+        return self.stored if label in ("x", "y", "grad x", "grad y") else self.real

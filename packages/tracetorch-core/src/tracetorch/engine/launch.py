@@ -86,17 +86,13 @@ def function_of(kernel: Kernel) -> Any:
 
 def _compile(kernel: Kernel, function: Any) -> None:
     """Compile for the usual case, many lanes in aligned rows, so that what fails fails early."""
-    types = [_type(kernel, label) for label in (*kernel.pointers, *triton.scratch(kernel))]
+    types = [kernel.type_of(label) for label in (*kernel.pointers, *triton.scratch(kernel))]
     sizes = [16] * (4 + len(kernel.traced.parameters))
     block, warps = _sized(kernel, wide=False)
     try:
         function.warmup(*types, *sizes, grid=(1,), BLOCK=block, num_warps=warps, **_EAGER_ROUNDING)
     except Exception as error:  # of Triton's front end, LLVM, the assembler or the C compiler
         raise BuildError(f"Triton refused a kernel: {type(error).__name__}: {error}") from error
-
-
-def _type(kernel: Kernel, label: str) -> torch.dtype:
-    return kernel.stored if label in ("x", "y", "grad x", "grad y") else kernel.real
 
 
 def _shape(kernel: Kernel, lanes: int, device: torch.device) -> tuple[int, int]:

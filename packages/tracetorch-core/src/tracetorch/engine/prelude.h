@@ -65,11 +65,33 @@ template <typename real> INLINE real power_of_two(typename format<real>::word ex
     return of_bits<real>((exponent + typename f::word(f::bias)) << f::mantissa);
 }
 
-// (e^r - 1) / r by Taylor's series, |r| <= ln(2) / 2
+// a * b + c, in one rounding where the machine has it: for the functions here alone
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <typename real> INLINE real fma(real a, real b, real c) { return a * b + c; }
+#endif
+
+// (e^r - 1) / r by Taylor's series, |r| <= ln(2) / 2: terms FIRST and on of 1 / (k + 1)!, halved
+// again and again, so that a few steps wait for each other and not all
+template <typename real> constexpr real factorial(int n) {
+    return n < 2 ? real(1) : real(n) * factorial<real>(n - 1);
+}
+template <typename real, int FIRST, int COUNT> struct Series {
+    enum { HALF = COUNT > 8 ? 8 : COUNT > 4 ? 4 : COUNT > 2 ? 2 : 1 };
+    INLINE real at(real r, real r2, real r4, real r8) {
+        return fma(HALF == 8 ? r8 : HALF == 4 ? r4 : HALF == 2 ? r2 : r,
+                   Series<real, FIRST + HALF, COUNT - HALF>::at(r, r2, r4, r8),
+                   Series<real, FIRST, HALF>::at(r, r2, r4, r8));
+    }
+};
+template <typename real, int FIRST> struct Series<real, FIRST, 1> {
+    INLINE real at(real, real, real, real) { return real(1) / factorial<real>(FIRST + 1); }
+};
 template <typename real> INLINE real exp_series(real r) {
-    real sum = 1;
-    for (int k = format<real>::exp_terms; k > 1; --k) sum = real(1) + sum * r * (real(1) / real(k));
-    return sum;
+    const real r2 = r * r, r4 = r2 * r2, r8 = r4 * r4;
+    return Series<real, 0, format<real>::exp_terms>::at(r, r2, r4, r8);
 }
 
 // e^x = 2^k e^r; 2^k in two factors, so that subnormal results are reached
@@ -77,12 +99,12 @@ template <typename real> INLINE real exp(real x) {
     typedef format<real> f;
     typedef typename f::word word;
     const real limited = x < f::lowest ? f::lowest : (x > f::highest ? f::highest : x);
-    const real shifted = limited * real(1.4426950408889634074) + f::round;
+    const real shifted = fma(limited, real(1.4426950408889634074), f::round);
     const real k = shifted - f::round;
-    const real r = (limited - k * f::ln2_high) - k * f::ln2_low;
+    const real r = fma(-k, f::ln2_low, fma(-k, f::ln2_high, limited));
     const word whole = bits_of(shifted) - bits_of(f::round);
     const word half = (whole + (word(1) << 20)) / 2 - (word(1) << 19);
-    return (real(1) + r * exp_series(r)) * power_of_two<real>(half) * power_of_two<real>(whole - half);
+    return fma(r, exp_series(r), real(1)) * power_of_two<real>(half) * power_of_two<real>(whole - half);
 }
 
 template <typename real> INLINE real expm1(real x) {
@@ -147,8 +169,20 @@ INLINE void gather(real *to, int width, const void *from, int64_t stride, int64_
                    int64_t neurons, int64_t inner) {
     const real *values = (const real *)from;
     int64_t neuron = lane / inner % neurons, place = lane % inner;
+    if (!stride) {
+        for (int i = 0; i < width; ++i) to[i] = values[0];
+        return;
+    }
+    if (inner == 1) {
+        for (int i = 0; i < width;) {
+            const int64_t left = neurons - neuron, count = left < width - i ? left : width - i;
+            memcpy(to + i, values + neuron, count * sizeof(real));
+            i += int(count), neuron = 0;
+        }
+        return;
+    }
     for (int i = 0; i < width; ++i) {
-        to[i] = values[neuron * stride];
+        to[i] = values[neuron];
         if (i < rest && ++place == inner) {
             place = 0;
             neuron = neuron + 1 == neurons ? 0 : neuron + 1;
@@ -165,27 +199,31 @@ template <typename real> INLINE void give(const real *from, void *to, int64_t at
     if (to) memcpy((real *)to + at, from, rest * sizeof(real));
 }
 
-typedef void (*Block)(void **pointers, const int64_t *sizes, int64_t lane);
+typedef void (*Block)(void **pointers, const int64_t *sizes, int64_t lane, int rest);
 struct Work {
     Block block;
     void **pointers;
     const int64_t *sizes;
-    int64_t width, blocks, next;
+    int64_t lanes, width, blocks, next;
 };
 static void take_blocks(void *argument) {
     Work *work = (Work *)argument;
     for (int64_t b; (b = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->blocks;)
-        work->block(work->pointers, work->sizes, b * work->width);
+        {
+            const int64_t lane = b * work->width, rest = work->lanes - lane;
+            work->block(work->pointers, work->sizes, lane, int(rest < work->width ? rest : work->width));
+        }
 }
 static void *take_blocks_in_thread(void *argument) {
     take_blocks(argument);
     return nullptr;
 }
-// Blocks of lanes go to whoever is free: the threads torch keeps for its own operations where they
+// Blocks of lanes, as wide as leaves some for every thread, go to whoever is free: the threads torch keeps for its own operations where they
 // can be reached (GNU OpenMP), else threads made here; one that cannot be had is done without.
 static void run_blocks(Block block, void **pointers, const int64_t *sizes, int64_t lanes,
-                       int64_t width, int threads) {
-    Work work = {block, pointers, sizes, width, (lanes + width - 1) / width, 0};
+                       int64_t width, int64_t narrowest, int threads) {
+    while (width > narrowest && lanes < width * threads) width /= 2;
+    Work work = {block, pointers, sizes, lanes, width, (lanes + width - 1) / width, 0};
     if (threads > work.blocks) threads = int(work.blocks);
     if (threads > 256) threads = 256;
     typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);

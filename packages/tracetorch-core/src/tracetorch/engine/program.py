@@ -6,18 +6,18 @@ every process and generated graphs may refer to it.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
+import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tracetorch.engine import build, cpp, triton
+from tracetorch.engine import build, cpp, memory, triton
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.launch import Launch, launcher
 from tracetorch.engine.trace import Traced
@@ -57,13 +57,16 @@ class Program:
     @property
     def gradients(self) -> tuple[str, ...]:
         """Everything a gradient can be asked for, in the order of :meth:`wanted`."""
-        names = ("x", *self.traced.states, *self.traced.parameters)
-        return tuple(f"grad {n}" for n in names if f"grad {n}" in self.traced.backward)
+        return tuple(f"grad {n}" for n in self.inputs if f"grad {n}" in self.traced.backward)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What gradients are asked by: x, the states, the parameters."""
+        return ("x", *self.traced.states, *self.traced.parameters)
 
     def wanted(self, flags: Sequence[bool]) -> tuple[str, ...]:
-        """The gradients to compute, given a flag for x, each state and each parameter."""
-        names = ("x", *self.traced.states, *self.traced.parameters)
-        asked = {f"grad {name}" for name, flag in zip(names, flags, strict=True) if flag}
+        """The gradients to compute, given a flag for each of :attr:`inputs`."""
+        asked = {f"grad {name}" for name, flag in zip(self.inputs, flags, strict=True) if flag}
         return tuple(name for name in self.gradients if name in asked)
 
     @functools.cache  # noqa: B019 - programs live as long as the process
@@ -71,47 +74,81 @@ class Program:
         """One direction; the forward one keeps what these gradients need."""
         return Kernel(self.traced, self.real, self.stored, wanted, backward)
 
-    def prepare(self, flags: Sequence[bool]) -> None:
-        """Compile what a sequence with these gradients needs; in C++ both directions at once.
+    @functools.lru_cache(1024)  # noqa: B019 - programs live as long as the process
+    def sizes(self, shape: torch.Size, single: bool, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        """What kernels take as sizes, for an input of this shape and parameters of these ranks."""
+        lanes = shape if single else shape[1:]
+        after = lanes[len(lanes) + self.dim + 1 :].numel()
+        return (1 if single else shape[0], lanes.numel(), self.neurons, after, *ranks)
+
+    @functools.cache  # noqa: B019 - programs live as long as the process
+    def plan(self, flags: tuple[bool, ...]) -> Plan:
+        """How to compute it with these gradients."""
+        return Plan(self, flags)
+
+
+class Plan:
+    """A program with the gradients that are wanted: both directions, ready to run.
+
+    Tensors come in the order of the program's :attr:`~Program.inputs`. A timestep alone
+    (``steps=None``) has no dimension of time and keeps nothing: its backward pass takes the states
+    themselves.
+    """
+
+    def __init__(self, program: Program, flags: tuple[bool, ...]) -> None:
+        self.program, self.flags = program, flags
+        self.wanted = program.wanted(flags)
+        self._forward = program.kernel(self.wanted, False)
+        self._backward = program.kernel(self.wanted, True)
+        traced = program.traced
+        self._remembered = [traced.states.index(name) for name in self._forward.remembered]
+        self._gradients = [
+            self.wanted.index(f"grad {name}") if f"grad {name}" in self.wanted else None
+            for name in program.inputs
+        ]
+        # of each gradient, whose it is: None x, 0 a state, else a parameter, counted from 1
+        places = {"x": None} | dict.fromkeys(traced.states, 0)
+        places |= {name: at for at, name in enumerate(traced.parameters, 1)}
+        self._found = [
+            (places[name.removeprefix("grad ")], self._backward.type_of(name))
+            for name in self.wanted
+        ]
+        self._launcher = _launchers[program.backend]
+
+    def prepare(self) -> None:
+        """Compile what is needed; in C++ both directions at once.
 
         Raises:
             BuildError: a kernel cannot be compiled here.
         """
-        wanted = self.wanted(flags)
-        directions = (False, True) if wanted else (False,)
-        kernels = [self.kernel(wanted, backward) for backward in directions]
-        if self.backend == "triton":  # which compiles for the device current in this thread
-            list(map(self._launch, kernels))
+        kernels = [self._forward, self._backward] if self.wanted else [self._forward]
+        if self.program.backend == "triton":  # which compiles for this thread's current device
+            list(map(self._launcher, kernels))
             return
         with ThreadPoolExecutor(len(kernels)) as pool:
-            list(pool.map(self._launch, kernels))
-
-    def _launch(self, kernel: Kernel) -> Launch:
-        return _launchers[self.backend](kernel)
+            list(pool.map(self._launcher, kernels))
 
     def forward(
-        self,
-        x: Tensor,
-        states: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        flags: Sequence[bool],
+        self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], single: bool
     ) -> list[Tensor]:
         """``[y, *new states, *kept states]``."""
-        kernel = self.kernel(self.wanted(flags), backward=False)
-        outputs = self.outputs(x, states, flags)
-        names = ["y", *(f"new {n}" for n in self.traced.states)]
-        names += [f"kept {n}" for n in kernel.remembered]
-        given = dict(zip((*self.traced.states, *names), (*states, *outputs), strict=True))
-        self._run(kernel, x, given, parameters)
+        outputs = self.outputs(x, states, single)
+        absent = [None] * len(self._remembered) if single else []
+        self._run(self._forward, x, [x, outputs[0], *states, *outputs[1:], *absent, *parameters],
+                  parameters, single)  # fmt: skip
         return outputs
 
-    def outputs(self, x: Tensor, states: Sequence[Tensor], flags: Sequence[bool]) -> list[Tensor]:
+    def outputs(self, x: Tensor, states: Sequence[Tensor], single: bool) -> list[Tensor]:
         """What :meth:`forward` fills: also right for tensors without data."""
-        kernel = self.kernel(self.wanted(flags), backward=False)
-        blocks = (x.shape[0] + kernel.period - 1) // kernel.period
-        kept = [x.new_empty((blocks, *x.shape[1:]), dtype=self.real) for _ in kernel.remembered]
         new = [state.new_empty(state.shape) for state in states]
-        return [x.new_empty(x.shape), *new, *kept]
+        if single:
+            return [x.new_empty(x.shape), *new]
+        made = [_empty(x, x.shape, x.dtype), *new]
+        if not self._remembered:
+            return made
+        period = self._forward.period
+        kept = ((x.shape[0] + period - 1) // period, *x.shape[1:])
+        return made + [_empty(x, kept, self.program.real) for _ in self._remembered]
 
     def backward(
         self,
@@ -119,74 +156,75 @@ class Program:
         cotangents: Sequence[Tensor | None],
         kept: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        flags: Sequence[bool],
+        single: bool,
     ) -> list[Tensor]:
         """The wanted gradients in order; ``cotangents``: of y, then of each new state."""
-        kernel = self.kernel(self.wanted(flags), backward=True)
-        given = dict(zip(("grad y", *(f"grad new {n}" for n in self.traced.states)), cotangents,
-                         strict=True))  # fmt: skip
-        given |= {f"kept {n}": t for n, t in zip(kernel.remembered, kept, strict=True)}
-        found = {
-            name: torch.empty_like(x, memory_format=torch.contiguous_format)
-            if name == "grad x"
-            else x.new_empty(x.shape[1:], dtype=self.real)
-            for name in kernel.wanted
-        }
-        self._run(kernel, x, {**given, **found}, parameters)
-        return [self._per_parameter(name, gradient, parameters) for name, gradient in found.items()]
-
-    def gradient_shapes(
-        self, x: Tensor, parameters: Sequence[Tensor], flags: Sequence[bool]
-    ) -> list[Tensor]:
-        """What :meth:`backward` returns, without values."""
-        shapes = {"grad x": x}
-        shapes.update(
-            (f"grad {n}", p) for n, p in zip(self.traced.parameters, parameters, strict=True)
-        )
+        lanes = x.shape if single else x.shape[1:]
+        found = [
+            _empty(x, x.shape, x.dtype) if place is None else x.new_empty(lanes, dtype=dtype)
+            for place, dtype in self._found
+        ]
+        tensors = [x, *cotangents, *kept, *parameters, *found]
+        self._run(self._backward, x, tensors, parameters, single)
         return [
-            shapes[name].new_empty(shapes[name].shape)
-            if name in shapes
-            else x.new_empty(x.shape[1:], dtype=self.real)
-            for name in self.wanted(flags)
+            gradient if not place else self._summed(gradient, parameters[place - 1])
+            for gradient, (place, _) in zip(found, self._found, strict=True)
         ]
 
-    def _per_parameter(self, name: str, gradient: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    def remembered(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Of a timestep's states, those that its backward pass takes as kept ones."""
+        return [states[index] for index in self._remembered]
+
+    def gradient_shapes(self, x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """What :meth:`backward` returns for a sequence, without values."""
+        own = dict(zip(self.program.traced.parameters, parameters, strict=True))
+        shapes = {name: p.shape for name, p in own.items()} | {"x": x.shape}
+        return [
+            x.new_empty(shapes.get(name.removeprefix("grad "), x.shape[1:]),
+                        dtype=self._backward.type_of(name))
+            for name in self.wanted
+        ]  # fmt: skip
+
+    def placed(self, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+        """The wanted gradients, one for each input; None where there is none."""
+        return [None if index is None else gradients[index] for index in self._gradients]
+
+    def _summed(self, gradient: Tensor, parameter: Tensor) -> Tensor:
         """A parameter's gradient per lane, summed to the parameter's shape."""
-        parameter = name.removeprefix("grad ")
-        if parameter not in self.traced.parameters:
-            return gradient
-        shape = parameters[self.traced.parameters.index(parameter)].shape
-        if not shape:
+        if parameter.ndim == 0:
             return gradient.sum()
-        around = [axis for axis in range(gradient.ndim) if axis != gradient.ndim + self.dim]
+        neurons = gradient.ndim + self.program.dim
+        around = [axis for axis in range(gradient.ndim) if axis != neurons]
         return gradient.sum(around) if around else gradient
 
     def _run(
         self,
         kernel: Kernel,
         x: Tensor,
-        tensors: Mapping[str, Tensor | None],
+        tensors: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
+        single: bool,
     ) -> None:
-        named = {"x": x, **tensors, **dict(zip(self.traced.parameters, parameters, strict=True))}
-        held = [named.get(name) for name in kernel.pointers]
-        held = [None if t is None else t.contiguous() for t in held]
-        after = x.shape[x.ndim + self.dim + 1 :].numel()
-        strides = [parameter.ndim for parameter in parameters]
-        sizes = (len(x), x.shape[1:].numel(), self.neurons, after, *strides)
-        self._launch(kernel)(held, sizes)
+        ranks = tuple([parameter.ndim for parameter in parameters])
+        sizes = self.program.sizes(x.shape, single, ranks)
+        held = [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+        self._launcher(kernel)(held, sizes)
+
+
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    if type(like) is Tensor or type(like) is nn.Parameter:
+        return memory.empty(shape, dtype, like.device)
+    return like.new_empty(shape, dtype=dtype)
 
 
 def _native(kernel: Kernel) -> Launch:
     run = build.entry_point(cpp.render(kernel))
+    pack = struct.Struct(f"{len(kernel.pointers)}P").pack
+    pack_sizes = struct.Struct(f"{4 + len(kernel.traced.parameters)}q").pack
 
     def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
-        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        run(
-            (ctypes.c_void_p * len(tensors))(*pointers),
-            (ctypes.c_int64 * len(sizes))(*sizes),
-            torch.get_num_threads(),
-        )
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        run(pack(*pointers), pack_sizes(*sizes), torch.get_num_threads())
 
     return launch
 

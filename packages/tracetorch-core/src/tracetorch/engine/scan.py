@@ -20,10 +20,11 @@ from torch import Tensor
 
 from tracetorch import backends
 from tracetorch.engine import build, cpp_scan
+from tracetorch.engine.admission import hooked, peculiar, transformed
 from tracetorch.engine.cpp import REAL
 from tracetorch.engine.graph import Refused
+from tracetorch.engine.operators import differentiated
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
-from tracetorch.engine.sequence import _check_ordinary, _transformed
 from tracetorch.engine.trace import Traced, trace_function
 from tracetorch.numbering import numbered
 
@@ -134,7 +135,7 @@ def _spread(tensor: Tensor, axis: str) -> Tensor:
 
 def bypassed() -> bool:
     """Whether sequences are stepped for now: chosen, or under a transform of torch."""
-    return backends.chosen() == "eager" or _transformed()
+    return backends.chosen() == "eager" or transformed()
 
 
 def served(number: int, name: str, real: torch.dtype, device: str, training: bool) -> bool:
@@ -166,15 +167,13 @@ def source(layer: Layer, name: str, real: torch.dtype, backward: bool) -> str:
 
 def _peculiar(layer: Layer) -> str | None:
     """What of a layer asks for steps."""
-    try:
-        _check_ordinary(layer)
-    except Refused as why:
-        return str(why)
+    if why := peculiar(layer):
+        return why
     owner: Any = next(kind for kind in type(layer).__mro__ if "_sequence" in vars(kind))
     if type(layer).step is not owner.step:
         return f"{type(layer).__name__} has its own step"
     for name, module in layer.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if hooked(module):
             return f"{name} has hooks, which run at every timestep"
     return None
 
@@ -295,6 +294,7 @@ def _replay(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same gradients, differentiable: the steps over the saved tensors."""
+    h, *inputs = (tensor.view_as(tensor) for tensor in (h, *inputs))
     scan, now, ys = _scans[name], h, []
     for t in range(_steps(inputs, name)):
         own = [
@@ -302,22 +302,7 @@ def _replay(
         ]
         now, y = scan.step(now, *own)
         ys.append(y)
-    reached = [
-        (end, gradient)
-        for end, gradient in zip((torch.stack(ys), now), cotangents, strict=True)
-        if gradient is not None and end.requires_grad
-    ]
-    sources = [t for t, flag in zip((h, *inputs), needed, strict=True) if flag]
-    found = iter(
-        torch.autograd.grad(
-            [end for end, _ in reached],
-            sources,
-            [gradient for _, gradient in reached],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return [next(found) if flag else None for flag in needed]
+    return differentiated((torch.stack(ys), now), cotangents, (h, *inputs), needed)
 
 
 _library.impl("scan", _scan, "CPU")

@@ -1,59 +1,77 @@
-"""Whole sequences of a layer through fused kernels, as operators of torch with autograd.
+"""A layer's sequences and timesteps through fused kernels: which program serves, and the call.
 
-``tracetorch::unroll`` and ``tracetorch::unroll_backward`` name their program by its digest, so that
-``torch.compile`` keeps them whole. What cannot be served here is answered with None: the layer
-then steps.
+What cannot be served here is answered with None: the layer then steps.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from tracetorch import backends
-from tracetorch.engine import build
+from tracetorch.engine import build, operators
+from tracetorch.engine.admission import fingerprint, overridden, peculiar, recorded, transformed
 from tracetorch.engine.cpp import REAL, STORED, render
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import interpreted, missing
-from tracetorch.engine.program import Program, register, registered
-from tracetorch.engine.trace import replaced, trace, weights_of
+from tracetorch.engine.program import Plan, Program, register
+from tracetorch.engine.trace import trace, weights_of
 from tracetorch.numbering import numbered
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
 
-_library: Any = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
-_library.define(
-    "unroll(Tensor x, Tensor[] states, Tensor[] parameters, str program, bool[] wanted) -> Tensor[]"
-)
-_library.define(
-    "unroll_backward(Tensor x, Tensor?[] cotangents, Tensor[] kept, Tensor[] parameters, "
-    "str program, bool[] wanted) -> Tensor[]"
-)
+# a layer whose attributes change from step to step is not worth a kernel for each
+_MOST_PROGRAMS = 16
 
 
 def unroll(layer: Layer, x: Tensor) -> Tensor | None:
     """A checked sequence ``[T, …]`` through kernels, final states put in place; or None."""
-    if backends.chosen() == "eager" or _transformed():
+    if backends.chosen() == "eager" or transformed():
         return None
-    dtype = layer._state_dtype(x)
-    states = [
-        layer._standing(state, spec, x[0], dtype) for state, spec in layer._state_specs.items()
-    ]
-    weights = [weight.to(dtype) for weight in weights_of(layer).values()]
-    parameters = [*layer._parameters_as(dtype), *weights]
-    flags = [torch.is_grad_enabled() and t.requires_grad for t in (x, *states, *parameters)]
-    name = program_name(layer._number, x.ndim - 1, dtype, x.dtype, x.device.type, *flags)
-    if name is None:
+    if why := peculiar(layer):
+        backends.cannot(layer, why)
         return None
-    y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, name, flags)
+    states, parameters = _arguments(layer, x[0])
+    flags = _flags(x, states, parameters)
+    types = (x.ndim - 1, _real(states, parameters, x), x.dtype, x.device.type)
+    if recorded((x, *states, *parameters)):
+        name = program_name(layer._number, *types, *flags)
+        if name is None:
+            return None
+        y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, name, flags)
+    else:
+        plan = _plan(layer, *types, flags)
+        if plan is None:
+            return None
+        y, *rest = operators.run(plan, x, states, parameters)
     layer._states = dict(zip(layer._state_specs, rest, strict=False))
     return y  # type: ignore[no-any-return]
+
+
+def step(layer: Layer, x: Tensor) -> Tensor | None:
+    """One checked timestep through a kernel, new states put in place; or None.
+
+    On the CPU, where it was measured to be faster than the operations one by one.
+    """
+    if backends.chosen() not in ("auto", "cpp") or x.device.type != "cpu" or transformed():
+        return None
+    if overridden(layer, "_advance", "_sequence"):
+        return None
+    states, parameters = _arguments(layer, x)
+    if recorded((x, *states, *parameters)):
+        return None
+    flags = _flags(x, states, parameters)
+    real = _real(states, parameters, x)
+    plan = _plan(layer, x.ndim, real, x.dtype, x.device.type, flags, single=True)
+    if plan is None:
+        return None
+    y, *rest = operators.run(plan, x, states, parameters, single=True)
+    layer._states = dict(zip(layer._state_specs, rest, strict=True))
+    return y
 
 
 def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool) -> str:
@@ -65,11 +83,29 @@ def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool) -> str:
     return render(program.kernel(program.gradients, backward))
 
 
-def _transformed() -> bool:
-    """Whether torch is differentiating or batching in a way kernels do not take part in."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The standing states, and whatever else a step reads, in its own type."""
+    dtype = layer._state_dtype(timestep)
+    states = [
+        layer._standing(name, spec, timestep, dtype) for name, spec in layer._state_specs.items()
+    ]
+    weights = [weight.to(dtype) for weight in weights_of(layer).values()]
+    return states, [*layer._parameters_as(dtype), *weights]
+
+
+def _real(states: Sequence[Tensor], parameters: Sequence[Tensor], x: Tensor) -> torch.dtype:
+    return next((tensor.dtype for tensor in (*states, *parameters)), x.dtype)
+
+
+def _flags(x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[bool, ...]:
+    """Which gradients to compute, of x, states, parameters.
+
+    Those of the states, known anyhow, are among them whenever there are any: so one kernel serves
+    the first timestep or chunk and the ones after it.
+    """
+    own = [torch.is_grad_enabled() and t.requires_grad for t in (x, *parameters)]
+    through = any(own) or (torch.is_grad_enabled() and any(s.requires_grad for s in states))
+    return (own[0], *[through] * len(states), *own[1:])
 
 
 def program_name(
@@ -80,15 +116,34 @@ def program_name(
     Asked and answered in constants: ``torch.compile`` takes the answer as one. ``flags``: for
     input, states and parameters, whether a gradient is wanted.
     """
-    layer = numbered(number)
-    key = (ndim, real, stored, device, flags, backends.chosen(), _fingerprint(layer))
-    if key not in layer._programs:
-        layer._programs[key] = _prepared(layer, ndim, real, stored, device, flags)
-    name: str | None = layer._programs[key]
-    return name
+    plan = _plan(numbered(number), ndim, real, stored, device, flags)
+    return plan and plan.program.name
 
 
 program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _plan(
+    layer: Layer,
+    ndim: int,
+    real: torch.dtype,
+    stored: torch.dtype,
+    device: str,
+    flags: tuple[bool, ...],
+    single: bool = False,
+) -> Plan | None:
+    """The compiled plan of a layer for these types; None where it must step.
+
+    Raises:
+        BackendError: a backend was asked for by name, and cannot take the sequence.
+    """
+    key = (ndim, real, stored, device, flags, single, backends.chosen(), fingerprint(layer))
+    known = layer._programs
+    if key not in known:
+        if single and len(known) >= _MOST_PROGRAMS:
+            return None
+        known[key] = _prepared(layer, ndim, real, stored, device, flags, single)
+    return known[key]
 
 
 def _prepared(
@@ -97,16 +152,18 @@ def _prepared(
     real: torch.dtype,
     stored: torch.dtype,
     device: str,
-    flags: Sequence[bool],
-) -> str | None:
+    flags: tuple[bool, ...],
+    single: bool,
+) -> Plan | None:
     try:
-        program = _program(layer, ndim, real, stored, device)
-        program.prepare(flags)
+        plan = _program(layer, ndim, real, stored, device).plan(flags)
+        plan.prepare()
     except (Refused, build.BuildError) as why:
-        backends.cannot(layer, str(why))
+        if not single:  # a step is its own definition, whatever is chosen for sequences
+            backends.cannot(layer, str(why))
         return None
-    _users.setdefault(program.name, weakref.WeakSet()).add(layer)
-    return program.name
+    operators.used_by(plan.program, layer)
+    return plan
 
 
 def _program(
@@ -115,7 +172,6 @@ def _program(
     backend = _backend(device)
     if real not in REAL or stored not in STORED:
         raise Refused(f"there are no kernels for states in {real} and inputs in {stored}")
-    _check_ordinary(layer)
     try:
         traced = trace(layer, real, ndim)
     except Refused:
@@ -138,174 +194,3 @@ def _backend(device: str) -> str:
     if serving == "triton" and (why := missing()):
         raise Refused(why)
     return serving
-
-
-_users: dict[str, weakref.WeakSet[Layer]] = {}
-
-
-def _check_ordinary(layer: Layer) -> None:
-    from tracetorch.layer import Layer as Base
-
-    for method in ("forward", "_advance", "__call__"):
-        if getattr(type(layer), method) is not getattr(Base, method):
-            raise Refused(f"{type(layer).__name__} has its own {method}")
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-        raise Refused("it has hooks, which run at every timestep")
-
-
-def _fingerprint(layer: Layer) -> tuple[Any, ...]:
-    """What a step may read besides tensors: the simple attributes of the layer and its modules."""
-    return tuple(
-        (type(module), *((k, _content(v)) for k, v in vars(module).items() if k not in _MANAGED))
-        for module in layer.modules()
-    )
-
-
-_MANAGED = frozenset(vars(nn.Module())) - {"training"} | {
-    "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number", "_programs",
-    "_state_fields", "_parameter_fields",
-}  # fmt: skip
-_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_content, value))
-    if isinstance(value, dict):
-        return (dict, *((_content(k), _content(v)) for k, v in value.items()))
-    return _Same(value)
-
-
-class _Same:
-    """An object as a key: equal to itself alone, and kept alive so that its place is not reused."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-
-# ---------------------------------------------------------------------- the operators
-
-
-def _unroll(
-    x: Tensor, states: list[Tensor], parameters: list[Tensor], program: str, wanted: list[bool]
-) -> list[Tensor]:
-    return registered(program).forward(x, states, parameters, wanted)
-
-
-def _unroll_shapes(
-    x: Tensor, states: list[Tensor], parameters: list[Tensor], program: str, wanted: list[bool]
-) -> list[Tensor]:
-    del parameters
-    return registered(program).outputs(x, states, wanted)
-
-
-def _unroll_backward(
-    x: Tensor,
-    cotangents: list[Tensor | None],
-    kept: list[Tensor],
-    parameters: list[Tensor],
-    program: str,
-    wanted: list[bool],
-) -> list[Tensor]:
-    return registered(program).backward(x, cotangents, kept, parameters, wanted)
-
-
-def _unroll_backward_shapes(
-    x: Tensor,
-    cotangents: list[Tensor | None],
-    kept: list[Tensor],
-    parameters: list[Tensor],
-    program: str,
-    wanted: list[bool],
-) -> list[Tensor]:
-    del cotangents, kept
-    return registered(program).gradient_shapes(x, parameters, wanted)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, states, parameters, ctx.program, ctx.wanted = inputs
-    ctx.states, ctx.parameters = len(states), len(parameters)
-    kept = output[1 + len(states) :]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(x, *states, *parameters, *kept)
-
-
-def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    x, *rest = ctx.saved_tensors
-    states, parameters = rest[: ctx.states], rest[ctx.states : ctx.states + ctx.parameters]
-    kept = rest[ctx.states + ctx.parameters :]
-    cotangents = gradients[: 1 + ctx.states]
-    if torch.is_grad_enabled():
-        found = _replay(ctx.program, x, states, parameters, cotangents, ctx.wanted)
-    else:
-        found = _placed(ctx, torch.ops.tracetorch.unroll_backward(
-            x, cotangents, kept, parameters, ctx.program, ctx.wanted
-        ))  # fmt: skip
-    return found[0], found[1 : 1 + ctx.states], found[1 + ctx.states :], None, None
-
-
-def _placed(ctx: Any, gradients: list[Tensor]) -> list[Tensor | None]:
-    """The computed gradients in the order of x, states, parameters; None where there is none."""
-    program = registered(ctx.program)
-    names = ("x", *program.traced.states, *program.traced.parameters)
-    found = dict(zip(program.wanted(ctx.wanted), gradients, strict=True))
-    return [found.get(f"grad {name}") for name in names]
-
-
-def _replay(
-    name: str,
-    x: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    cotangents: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """The same gradients, differentiable: the layer's own step over the saved tensors."""
-    layer = next(iter(_users[name]), None)
-    if layer is None:
-        raise RuntimeError(
-            "a second derivative needs the layer that computed the first: keep it until then"
-        )
-    own, weights = parameters[: len(layer._specs)], parameters[len(layer._specs) :]
-    dtype = states[0].dtype if states else parameters[0].dtype
-    now, ys = [state.movedim(layer.dim, -1) for state in states], []
-    with replaced(layer, dict(zip(weights_of(layer), weights, strict=True))):
-        for timestep in x:
-            inflow = timestep.movedim(layer.dim, -1).to(dtype)
-            new, y = layer.step(layer._state_fields(*now), inflow, layer._parameter_fields(*own))
-            now = [new[state] for state in layer._state_specs]
-            ys.append(y.movedim(-1, layer.dim).to(x.dtype))
-    ends = [torch.stack(ys), *(state.movedim(-1, layer.dim) for state in now)]
-    reached = [(end, g) for end, g in zip(ends, cotangents, strict=True)
-               if g is not None and end.requires_grad]  # fmt: skip
-    sources = [x, *states, *parameters]
-    asked = [source for source, flag in zip(sources, wanted, strict=True) if flag]
-    gradients = iter(
-        torch.autograd.grad(
-            [end for end, _ in reached],
-            asked,
-            [gradient for _, gradient in reached],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return [next(gradients) if flag else None for flag in wanted]
-
-
-for _device in ("CPU", "CUDA"):
-    _library.impl("unroll", _unroll, _device)
-    _library.impl("unroll_backward", _unroll_backward, _device)
-torch.library.register_fake("tracetorch::unroll", _unroll_shapes, lib=_library)
-torch.library.register_fake("tracetorch::unroll_backward", _unroll_backward_shapes, lib=_library)
-torch.library.register_autograd(
-    "tracetorch::unroll", _differentiate, setup_context=_save, lib=_library
-)

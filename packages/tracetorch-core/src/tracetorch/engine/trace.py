@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracetorch.engine.admission import parts
 from tracetorch.engine.graph import INPUT, Graph, Node, Refused, read_by, verify
 from tracetorch.engine.ops import BY_ATEN
 from tracetorch.looking import Blind, Looked
@@ -87,6 +88,8 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
         fields = layer._state_fields(*(held[name] for name in states))
         parameters = layer._parameter_fields(*(held[name] for name in own))
         new, y = _blind_step(layer, fields, held["x"], parameters)
+        if new.keys() != set(states):
+            raise Refused(f"it returns the states {sorted(new)}, not {sorted(states)}")
         outputs = dict(zip(_outputs(states), (*(new[name] for name in states), y), strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = _backward(recorder, outputs, inputs, cotangents)
@@ -171,6 +174,9 @@ class _Seeded(torch.autograd.Function):
 
 def weights_of(layer: Layer) -> dict[str, Tensor]:
     """Parameters and buffers of the layer that no ``add_parameter`` declared."""
+    held = sum([len(part._parameters) + len(part._buffers) for part in parts(layer)])
+    if held == len(layer._specs):
+        return {}  # as for most layers, at every timestep
     declared = {spec.raw_name for spec in layer._specs.values()}
     named = itertools.chain(layer.named_parameters(), layer.named_buffers())
     return {name: tensor for name, tensor in named if name not in declared}

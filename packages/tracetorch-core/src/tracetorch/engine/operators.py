@@ -1,0 +1,210 @@
+"""Kernels with autograd: as operators of torch where it looks on, else called directly.
+
+``tracetorch::unroll`` and ``tracetorch::unroll_backward`` name their program by its digest, so that
+``torch.compile`` keeps them whole. Outside of that a plain autograd function calls the kernels:
+torch's way through an operator written in Python takes ten times as long as a short sequence.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.engine.admission import recorded
+from tracetorch.engine.program import Plan, Program, registered
+from tracetorch.engine.trace import replaced, weights_of
+
+if TYPE_CHECKING:
+    from tracetorch.layer import Layer
+
+_library: Any = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
+_library.define(
+    "unroll(Tensor x, Tensor[] states, Tensor[] parameters, str program, bool[] wanted) -> Tensor[]"
+)
+_library.define(
+    "unroll_backward(Tensor x, Tensor?[] cotangents, Tensor[] kept, Tensor[] parameters, "
+    "str program, bool[] wanted) -> Tensor[]"
+)
+
+_users: dict[str, weakref.WeakSet[Layer]] = {}
+
+
+def used_by(program: Program, layer: Layer) -> None:
+    """Remember, weakly, a layer of which the program is: second derivatives go through its step."""
+    _users.setdefault(program.name, weakref.WeakSet()).add(layer)
+
+
+def run(
+    plan: Plan,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    single: bool = False,
+) -> Sequence[Tensor]:
+    """``y`` and the new states of a sequence, or of one timestep, directly."""
+    if any(plan.flags):
+        fused: Sequence[Tensor] = _Fused.apply(plan, single, x, *states, *parameters)
+        return fused
+    return plan.forward(x, states, parameters, single)
+
+
+class _Fused(torch.autograd.Function):
+    """A plan's two directions."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, single: bool, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        count = len(plan.program.traced.states)
+        states, parameters = rest[:count], rest[count:]
+        outputs = plan.forward(x, states, parameters, single)
+        ctx.plan, ctx.single = plan, single
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *rest, *outputs[1 + count :])
+        return tuple(outputs[: 1 + count])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        return None, None, *_gradients(ctx.plan, ctx.single, ctx.saved_tensors, cotangents)
+
+
+def _gradients(
+    plan: Plan, single: bool, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """For each of x, states, parameters. ``saved``: these, then what a sequence kept."""
+    inputs = len(plan.program.inputs)
+    states = 1 + len(plan.program.traced.states)
+    x, parameters, kept = saved[0], saved[states:inputs], saved[inputs:]
+    if torch.is_grad_enabled():
+        return _replay(plan, single, saved[:inputs], cotangents)
+    if single:
+        kept = plan.remembered(saved[1:states])
+        return plan.placed(plan.backward(x, cotangents, kept, parameters, single))
+    if not recorded(saved):
+        return plan.placed(plan.backward(x, cotangents, kept, parameters, single))
+    found = torch.ops.tracetorch.unroll_backward(
+        x, list(cotangents), kept, parameters, plan.program.name, list(plan.flags)
+    )
+    return plan.placed(found)
+
+
+def _replay(
+    plan: Plan, single: bool, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The same gradients, differentiable: the layer's own step over the saved tensors."""
+    layer = next(iter(_users[plan.program.name]), None)
+    if layer is None:
+        raise RuntimeError(
+            "a second derivative needs the layer that computed the first: keep it until then"
+        )
+    # under names of their own: a state may have come from the same x and parameters
+    inputs = [tensor.view_as(tensor) for tensor in inputs]
+    x, count = inputs[0], len(plan.program.traced.states)
+    states, parameters = inputs[1 : 1 + count], inputs[1 + count :]
+    own, weights = parameters[: len(layer._specs)], parameters[len(layer._specs) :]
+    now, ys = [state.movedim(layer.dim, -1) for state in states], []
+    with replaced(layer, dict(zip(weights_of(layer), weights, strict=True))):
+        for timestep in (x,) if single else x:
+            inflow = timestep.movedim(layer.dim, -1).to(plan.program.real)
+            new, y = layer.step(layer._state_fields(*now), inflow, layer._parameter_fields(*own))
+            now = [new[state] for state in layer._state_specs]
+            ys.append(y.movedim(-1, layer.dim).to(x.dtype))
+    ends = [ys[0] if single else torch.stack(ys)]
+    ends += [state.movedim(-1, layer.dim) for state in now]
+    return differentiated(ends, cotangents, inputs, plan.flags)
+
+
+def differentiated(
+    ends: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    flags: Sequence[bool],
+) -> list[Tensor | None]:
+    """The vector-Jacobian product for the flagged inputs, differentiable once more."""
+    reached = [
+        (end, cotangent)
+        for end, cotangent in zip(ends, cotangents, strict=True)
+        if cotangent is not None and end.requires_grad
+    ]
+    asked = [tensor for tensor, flag in zip(inputs, flags, strict=True)
+             if flag and tensor.requires_grad]  # fmt: skip
+    gradients = iter(
+        torch.autograd.grad(
+            [end for end, _ in reached],
+            asked,
+            [cotangent for _, cotangent in reached],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [
+        next(gradients) if flag and tensor.requires_grad else None
+        for tensor, flag in zip(inputs, flags, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------- the operators
+
+
+def _unroll(
+    x: Tensor, states: list[Tensor], parameters: list[Tensor], program: str, wanted: list[bool]
+) -> list[Tensor]:
+    return registered(program).plan(tuple(wanted)).forward(x, states, parameters, False)
+
+
+def _unroll_shapes(
+    x: Tensor, states: list[Tensor], parameters: list[Tensor], program: str, wanted: list[bool]
+) -> list[Tensor]:
+    del parameters
+    return registered(program).plan(tuple(wanted)).outputs(x, states, False)
+
+
+def _unroll_backward(
+    x: Tensor,
+    cotangents: list[Tensor | None],
+    kept: list[Tensor],
+    parameters: list[Tensor],
+    program: str,
+    wanted: list[bool],
+) -> list[Tensor]:
+    plan = registered(program).plan(tuple(wanted))
+    return plan.backward(x, cotangents, kept, parameters, False)
+
+
+def _unroll_backward_shapes(
+    x: Tensor,
+    cotangents: list[Tensor | None],
+    kept: list[Tensor],
+    parameters: list[Tensor],
+    program: str,
+    wanted: list[bool],
+) -> list[Tensor]:
+    del cotangents, kept
+    return registered(program).plan(tuple(wanted)).gradient_shapes(x, parameters)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, states, parameters, program, wanted = inputs
+    ctx.plan, ctx.states = registered(program).plan(tuple(wanted)), len(states)
+    kept = output[1 + len(states) :]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(x, *states, *parameters, *kept)
+
+
+def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    states = 1 + ctx.states
+    found = _gradients(ctx.plan, False, ctx.saved_tensors, gradients[:states])
+    return found[0], list(found[1:states]), list(found[states:]), None, None
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("unroll", _unroll, _device)
+    _library.impl("unroll_backward", _unroll_backward, _device)
+torch.library.register_fake("tracetorch::unroll", _unroll_shapes, lib=_library)
+torch.library.register_fake("tracetorch::unroll_backward", _unroll_backward_shapes, lib=_library)
+torch.library.register_autograd(
+    "tracetorch::unroll", _differentiate, setup_context=_save, lib=_library
+)
