@@ -98,16 +98,17 @@ def test_generated_source_keeps_the_names(backward: bool) -> None:
 
 
 class Everything(tt.Layer):
-    """Every row of the table, on the input, in one step."""
+    """Every row of the table, on the input, in one step, and a random number."""
 
     def __init__(self) -> None:
         super().__init__(3)
         self.add_state("s")
+        self.uniform = tt.Random()
 
     def step(self, states: Any, x: Tensor, p: Any) -> tuple[dict[str, Tensor], Tensor]:
         parts = [function(x + k) for k, function in enumerate(by_row.UNARY.values())]
         parts += [function(x, states.s + k) for k, function in enumerate(by_row.BINARY.values())]
-        total = sum(parts[1:], parts[0])
+        total = sum(parts, self.uniform(x))
         return {"s": total * 0.5}, total
 
 
@@ -126,10 +127,12 @@ by_row: Any = _by_row()
 def test_everything_is_every_row() -> None:
     traced = trace(Everything().double(), torch.float64, 2)
     nodes = ordered([*traced.forward.values(), *traced.backward.values()])
-    assert {node.op for node in nodes} - {"input", "const"} == set(ops.TABLE)
+    assert {node.op for node in nodes} - {"input", "const", "random"} == set(ops.TABLE)
 
 
-SHORT = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
+SHORT = {
+    "float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16", "int64": "i64",
+}  # fmt: skip
 
 
 def compiled(kernel: Kernel, *absent: str) -> Any:

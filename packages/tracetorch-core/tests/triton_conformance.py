@@ -297,3 +297,41 @@ def test_powers_of_every_kind_of_base_and_exponent(dtype: torch.dtype, rtol: flo
         got = layer.unroll(base[None, None].to(DEVICE))[0, 0].cpu()
     expected = torch.pow(base.double(), exponent.double()).to(dtype)
     torch.testing.assert_close(got, expected, rtol=rtol, atol=0, equal_nan=True)
+
+
+class Noisy(tt.Layer):
+    """Draws twice a timestep; what it draws decides what is emitted and where gradients go."""
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.add_state("mem")
+        self.add_parameter("beta", 0.8, constraint=tt.constraints.sigmoid)
+        self.uniform = tt.Random()
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        mem = p.beta * states.mem + x * self.uniform(x)
+        return {"mem": mem}, torch.where(self.uniform(x) < 0.5, mem, 2 * mem)
+
+
+@pytest.mark.parametrize("count", [0, 1 << 33])
+def test_random_numbers_are_the_same_on_every_backend(count: int) -> None:
+    layer, x = Noisy(5).to(DEVICE), torch.randn(PERIOD + 9, 3, 5)
+    found = []
+    for backend in ("eager", "cpp", "triton"):
+        device = "cpu" if backend == "cpp" else DEVICE
+        layer.to(device).set_states(
+            {
+                "mem": torch.zeros(3, 5, device=device),
+                "random": torch.tensor([(1 << 61) + 12345, count], device=device),
+            }
+        )
+        x_here = x.to(device).requires_grad_()
+        with tt.backends.use(backend):
+            y = layer.unroll(x_here)
+        grads = torch.autograd.grad(y.square().sum(), [x_here, layer.raw_beta])
+        assert layer.random is not None
+        assert int(layer.random[1]) == count + len(x)
+        found.append([t.detach().cpu() for t in (y, *grads)])
+    for got in found[1:]:
+        for value, expected in zip(got, found[0], strict=True):
+            torch.testing.assert_close(value, expected)

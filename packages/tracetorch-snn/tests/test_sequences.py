@@ -201,9 +201,28 @@ def test_nan_and_infinity_pass_as_in_eager(
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
-def test_a_stochastic_layer_steps_and_says_why() -> None:
-    layer = snn.LIB(3, quant_fn=snn.quantizers.bernoulli())
-    with tt.backends.use("cpp"), pytest.raises(tt.BackendError, match="rand_like"):
+@pytest.mark.parametrize("cls", [c for c in snn.LAYERS if c.__name__.endswith(("B", "T", "TS"))])
+def test_a_stochastic_layer_gives_the_same_spikes_however_it_runs(cls: type[snn.Layer]) -> None:
+    layer, x = cls(5, quant_fn=snn.quantizers.bernoulli()), 2 * torch.randn(50, 3, 5)
+    x.requires_grad_()
+    found = []
+    for backend in ("eager", "cpp"):
+        for run in (layer.unroll, lambda x: torch.stack([*map(layer, x)])):
+            layer.zero_states()
+            torch.manual_seed(3)
+            with tt.backends.use(backend):
+                y = run(x)
+            found.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
+    (spikes, *gradients), *others = found
+    assert 0.05 < float((spikes != 0).float().mean()) < 0.95
+    for its_spikes, *its_gradients in others:
+        assert torch.equal(its_spikes, spikes)
+        torch.testing.assert_close(its_gradients, gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_torchs_own_random_numbers_make_a_layer_step() -> None:
+    layer = snn.LIB(3, quant_fn=torch.bernoulli)
+    with tt.backends.use("cpp"), pytest.raises(tt.BackendError, match="bernoulli"):
         layer.unroll(torch.rand(4, 2, 3))
 
 

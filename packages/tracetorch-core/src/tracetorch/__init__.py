@@ -18,6 +18,7 @@ from tracetorch.constraints import Constraint
 from tracetorch.errors import LayerError, StateError, StateFileError
 from tracetorch.layer import Layer
 from tracetorch.model import Model
+from tracetorch.randomness import Random
 from tracetorch.walk import named_layers
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "Layer",
     "LayerError",
     "Model",
+    "Random",
     "StateError",
     "StateFileError",
     "backends",

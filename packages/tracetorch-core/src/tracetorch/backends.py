@@ -75,6 +75,17 @@ def use(name: str) -> Iterator[None]:
         _here.reset(token)
 
 
+def empty_cache() -> None:
+    """Give the memory that waits for the next sequence on the CPU back to the system.
+
+    Outputs and gradients of sequences lie in blocks that are kept for the next one, up to
+    ``$TRACETORCH_KEEP_MB`` (by default a sixteenth of the machine's memory, at most 1 GiB).
+    """
+    from tracetorch.engine import memory
+
+    memory.empty_cache()
+
+
 def _checked(name: str) -> str:
     if name not in NAMES:
         raise ValueError(f"the backend must be one of {', '.join(NAMES)}, got {name!r}")

@@ -6,6 +6,7 @@ management and compiled parameters; it knows no model and no file.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch import checkpointing, constraints
+from tracetorch import checkpointing, constraints, randomness
 from tracetorch.constraints import Constraint
 from tracetorch.engine import sequence
+from tracetorch.engine.admission import parts
 from tracetorch.engine.program import Plan
 from tracetorch.errors import StateError
 from tracetorch.folding import USED, Fold, Unfoldable
 from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
+from tracetorch.randomness import RANDOM, Drawing, Random, after, lent
 from tracetorch.states import (
     StateSpec,
     checked_mask,
@@ -264,7 +267,9 @@ class Layer(nn.Module):
             for name, spec in self._state_specs.items()
         ]
         last = moved(x, dim % x.ndim, x.ndim - 1).to(dtype)
-        new, y = self.step(self._state_fields(*standing), last, p)
+        random = self._random(x)
+        with self._drawing(random, x):
+            new, y = self.step(self._state_fields(*standing), last, p)
         if new.keys() != self._state_specs.keys():
             raise StateError(
                 self,
@@ -279,10 +284,37 @@ class Layer(nn.Module):
                     f"got {list(new[name].shape)}",
                 )
             kept[name] = spec.from_last(new[name].to(dtype), dim % x.ndim)
+        if random is not None:
+            kept[RANDOM] = after(random, 1)
         self._states = kept
         if any(y is state for state in new.values()):
             y = y.clone()  # what follows may write into the output; the state is not its to change
         return moved(y, -1, -1 if dim == y.ndim - 1 else dim).to(x.dtype)
+
+    def _sources(self) -> list[Random]:
+        """What draws random numbers in its step."""
+        return [part for part in parts(self) if isinstance(part, Random)]
+
+    def _random(self, x: Tensor) -> Tensor | None:
+        """Seed and count of the random numbers, new where there are none yet, if it draws any."""
+        if not self._sources():
+            return None
+        random = self._states.get(RANDOM)
+        if random is None:
+            return randomness.new(x.device)
+        if random.device != x.device:
+            raise StateError(
+                self,
+                f"the standing state {RANDOM} is on {random.device}, the input on {x.device}; "
+                f"call zero_states() before a new sequence, or move the layer with .to()",
+            )
+        return random
+
+    def _drawing(self, random: Tensor | None, x: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Within it, its step draws the numbers of the timestep of this input."""
+        if random is None:
+            return contextlib.nullcontext()
+        return lent(self._sources(), Drawing(random, x.movedim(self.dim, -1).shape))
 
     def _standing(self, name: str, spec: StateSpec, x: Tensor, dtype: torch.dtype) -> Tensor:
         state, shape = self._states[name], spec.shape(x.shape, self.dim % x.ndim)
@@ -399,6 +431,8 @@ class Layer(nn.Module):
             self._assign(spec, value)
         else:
             super().__setattr__(name, value)
+            if isinstance(value, nn.Module) and any(isinstance(m, Random) for m in parts(value)):
+                own["_states"].setdefault(RANDOM, None)
             if own.get("_baked") and any(name == s.raw_name for s in own["_specs"].values()):
                 self._rebake()
 
@@ -424,7 +458,9 @@ class Layer(nn.Module):
             return dict.fromkeys(self._states)
         mask = checked_mask(mask)
         return {
-            name: state if state is None else restarted(state, self._fitted(mask, name, state))
+            name: state
+            if state is None or name == RANDOM
+            else restarted(state, self._fitted(mask, name, state))
             for name, state in self._states.items()
         }
 
@@ -433,7 +469,7 @@ class Layer(nn.Module):
         held: dict[str, Tensor | None] = {}
         for name, state in self._states.items():
             old = before.get(name)
-            if state is not None and state is not old:
+            if state is not None and state is not old and name != RANDOM:
                 other = torch.zeros_like(state) if old is None else old
                 state = keep_where(self._fitted(active, name, state), state, other)
             held[name] = state
@@ -497,7 +533,7 @@ class Layer(nn.Module):
         leading = {
             name: self._batch_shape(name, state)
             for name, state in accepted.items()
-            if state is not None
+            if state is not None and name != RANDOM
         }
         if len(set(leading.values())) > 1:
             raise StateError(self, f"states disagree on the shape around the neurons: {leading}")
@@ -506,6 +542,12 @@ class Layer(nn.Module):
     def _checked_state(self, name: str, state: Tensor | None) -> Tensor | None:
         if state is None:
             return None
+        if name == RANDOM:
+            if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (2,):
+                raise StateError(
+                    self, f"the state {RANDOM} must be int64 [2], seed and count, got {state!r}"
+                )
+            return state
         if not isinstance(state, Tensor) or not state.is_floating_point():
             got = state.dtype if isinstance(state, Tensor) else repr(state)
             raise StateError(self, f"the state {name} must be a floating-point tensor, got {got}")
@@ -566,7 +608,9 @@ class Layer(nn.Module):
                 f"{owner}: a state or parameter needs an identifier that does not start with an "
                 f"underscore, got {name!r}"
             )
-        if name in {*vars(self), *self._specs, *self._state_specs} or hasattr(type(self), name):
+        if name in {RANDOM, *vars(self), *self._specs, *self._state_specs} or hasattr(
+            type(self), name
+        ):
             raise ValueError(f"{owner}: the name {name!r} is taken; choose another")
 
     def extra_repr(self) -> str:

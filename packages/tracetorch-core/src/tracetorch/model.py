@@ -17,6 +17,7 @@ from tracetorch.errors import LayerError, StateError
 from tracetorch.folding import Unfoldable, buffers_kept, folded, looking_out
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
+from tracetorch.randomness import RANDOM
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
 from tracetorch.states import checked_states
 from tracetorch.walk import Boundary, named_layers
@@ -405,8 +406,9 @@ class Model(Boundary):
             sizes = [
                 state.shape[1 if layer._batched(key, state) else 0 :].numel()
                 for key, state in layer.get_states().items()
+                if key != RANDOM
             ]
-            per_sample = str(sum(sizes)) if len(sizes) == len(layer._states) else "-"
+            per_sample = str(sum(sizes)) if len(sizes) == len(layer._state_specs) else "-"
             rows.append((name, repr(layer), f"{count:,}", ", ".join(layer._states), per_sample))
         total, in_layers, learnable = self.num_parameters()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -446,6 +448,7 @@ def _placed(
     own = layer._parameter_dtype()
     home = next(iter([*layer.parameters(), *layer.buffers()]), tensor).device
     same = own is None or dtype_name(own) == record.parameters
+    same |= not tensor.is_floating_point()
     return tensor.to(device=home if device is None else device, dtype=tensor.dtype if same else own)
 
 

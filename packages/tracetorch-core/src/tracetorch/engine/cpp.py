@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import torch
 
-from tracetorch.engine.graph import CONST, INPUT, Node, ordered
+from tracetorch.engine.graph import CONST, INPUT, RANDOM, Node, draws_of, ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.ops import TABLE
 
@@ -90,7 +90,9 @@ class Writer:
     ) -> str:
         if node.op == CONST:
             return _literal(node.value)
-        if node.op == INPUT:
+        if node.op == RANDOM:
+            name, text = f"drawn_{node.label}", f"uniform<real>(all_lanes[i], key_{node.label})"
+        elif node.op == INPUT:
             name, text = identifier(node.label), read[node.label]
         else:
             name = f"v{len(names)}"
@@ -127,6 +129,21 @@ class _Direction(Writer):
                 f"sizes[2], sizes[3]);",
             )
 
+        if self.traced.random:
+            self.say(
+                1,
+                f"const int64_t *const random = (const int64_t *)pointers[{self.at[RANDOM]}];",
+                "uint32_t all_lanes[WIDTH];",
+                "for (int i = 0; i < width; ++i)",
+                "    all_lanes[i] = random_lane(random, lane + i, sizes[2], sizes[3]);",
+            )
+
+    def keys(self, depth: int, outputs: Mapping[str, Node]) -> None:
+        """What this timestep's random numbers have in common, for each that it draws."""
+        for node in sorted(draws_of(outputs.values()), key=lambda node: node.label):
+            text = f"random_key(random, t, {node.label})"
+            self.say(depth, f"const uint32_t key_{node.label} = {text};")
+
     def row(self, depth: int, variable: str, source: str, index: int) -> None:
         """A timestep's row of a sequence; a short block goes through a full-length copy."""
         self.say(
@@ -144,6 +161,7 @@ class _Direction(Writer):
         write: Mapping[str, str],
     ) -> None:
         """One timestep in all lanes: inner loops of constant length."""
+        self.keys(depth, outputs)
         self.say(depth, "for (int chunk = 0; chunk < width; chunk += CHUNK) {")
         self.loop(depth + 1, outputs, read, write, ("chunk", "chunk + CHUNK"))
         self.say(depth, "}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tracetorch.engine.ops import TABLE
 
-INPUT, CONST = "input", "const"
+INPUT, CONST, RANDOM = "input", "const", "random"
 
 # finite for every argument but NaN
 _BOUNDED = ("sigmoid", "tanh", "erf", "atan")
@@ -27,10 +27,10 @@ class Node:
     """One value per lane.
 
     Attributes:
-        op: a row of the table, or ``input`` or ``const``.
+        op: a row of the table, or ``input``, ``const`` or ``random``.
         args: what it is computed from.
         gives: ``f`` floating, ``b`` boolean.
-        label: an input's name; a constant's value as text; else a hint for readers.
+        label: an input's name; a constant's value or a draw's number as text.
     """
 
     op: str
@@ -57,6 +57,10 @@ class Graph:
     def const(self, value: float) -> Node:
         """The same number in every lane."""
         return self._once(CONST, (), "f", repr(float(value)))
+
+    def random(self, draw: int) -> Node:
+        """The uniform number in [0, 1) that a timestep draws after ``draw`` others."""
+        return self._once(RANDOM, (), "f", str(draw))
 
     def op(self, name: str, *args: Node) -> Node:
         """The row ``name`` of the table applied to ``args``."""
@@ -144,6 +148,11 @@ def read_by(outputs: Iterable[Node]) -> set[str]:
     return {node.label for node in ordered(outputs) if node.op == INPUT}
 
 
+def draws_of(outputs: Iterable[Node]) -> list[Node]:
+    """The random numbers among what the outputs are computed from."""
+    return [node for node in ordered(outputs) if node.op == RANDOM]
+
+
 def verify(outputs: Mapping[str, Node], inputs: Iterable[str]) -> None:
     """ValueError unless every node is a row of the table, well typed, over known inputs."""
     known = set(inputs)
@@ -156,7 +165,7 @@ def verify(outputs: Mapping[str, Node], inputs: Iterable[str]) -> None:
         elif node.op == CONST:
             if not math.isfinite(node.value) and node.label not in ("inf", "-inf", "nan"):
                 raise ValueError(f"the constant {node.label} is no number")
-        elif "".join(arg.gives for arg in node.args) != TABLE[node.op].takes:
+        elif node.op != RANDOM and "".join(arg.gives for arg in node.args) != TABLE[node.op].takes:
             raise ValueError(f"{node.op} takes {TABLE[node.op].takes}, got {node.args}")
     for name, output in outputs.items():
         if output.gives != "f":

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from tracetorch.engine.trace import Traced
+from tracetorch.randomness import RANDOM
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +46,18 @@ class Kernel:
 
         Sequences ``[T, L]`` of ``stored``, states ``[L]``, kept states ``[ceil(T / period), L]``,
         parameters ``[neurons]`` or one value; ``grad x`` is a sequence, the other gradients are
-        ``[L]``, a parameter's too.
+        ``[L]``, a parameter's too. Where random numbers are drawn, their seed and count ``[2]``.
         """
+        random = (RANDOM,) if self.traced.random else ()
         states, kept = self.traced.states, [f"kept {name}" for name in self.remembered]
         if not self.backward:
             ends = [f"new {name}" for name in states]
-            return ("x", "y", *states, *ends, *kept, *self.traced.parameters)
+            return ("x", "y", *states, *ends, *kept, *self.traced.parameters, *random)
         ends = [f"grad new {name}" for name in states]
-        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted)
+        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted, *random)
 
     def type_of(self, label: str) -> torch.dtype:
         """The type in memory of what a pointer leads to."""
+        if label == RANDOM:
+            return torch.int64
         return self.stored if label in ("x", "y", "grad x", "grad y") else self.real

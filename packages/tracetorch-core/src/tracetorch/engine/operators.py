@@ -17,17 +17,19 @@ from torch import Tensor
 from tracetorch.engine.admission import recorded
 from tracetorch.engine.program import Plan, Program, registered
 from tracetorch.engine.trace import replaced, weights_of
+from tracetorch.randomness import after
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
 
 _library: Any = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    "unroll(Tensor x, Tensor[] states, Tensor[] parameters, str program, bool[] wanted) -> Tensor[]"
+    "unroll(Tensor x, Tensor[] states, Tensor[] parameters, Tensor? random, str program, "
+    "bool[] wanted) -> Tensor[]"
 )
 _library.define(
     "unroll_backward(Tensor x, Tensor?[] cotangents, Tensor[] kept, Tensor[] parameters, "
-    "str program, bool[] wanted) -> Tensor[]"
+    "Tensor? random, str program, bool[] wanted) -> Tensor[]"
 )
 
 _users: dict[str, weakref.WeakSet[Layer]] = {}
@@ -43,55 +45,67 @@ def run(
     x: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    random: Tensor | None,
     single: bool = False,
 ) -> Sequence[Tensor]:
     """``y`` and the new states of a sequence, or of one timestep, directly."""
     if any(plan.flags):
-        fused: Sequence[Tensor] = _Fused.apply(plan, single, x, *states, *parameters)
+        fused: Sequence[Tensor] = _Fused.apply(plan, single, random, x, *states, *parameters)
         return fused
-    return plan.forward(x, states, parameters, single)
+    return plan.forward(x, states, parameters, random, single)
 
 
 class _Fused(torch.autograd.Function):
     """A plan's two directions."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, single: bool, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, plan: Plan, single: bool, random: Tensor | None, x: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
         count = len(plan.program.traced.states)
         states, parameters = rest[:count], rest[count:]
-        outputs = plan.forward(x, states, parameters, single)
-        ctx.plan, ctx.single = plan, single
+        outputs = plan.forward(x, states, parameters, random, single)
+        ctx.plan, ctx.single, ctx.random = plan, single, random
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *rest, *outputs[1 + count :])
         return tuple(outputs[: 1 + count])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        return None, None, *_gradients(ctx.plan, ctx.single, ctx.saved_tensors, cotangents)
+        found = _gradients(ctx.plan, ctx.single, ctx.random, ctx.saved_tensors, cotangents)
+        return None, None, None, *found
 
 
 def _gradients(
-    plan: Plan, single: bool, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+    plan: Plan,
+    single: bool,
+    random: Tensor | None,
+    saved: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     """For each of x, states, parameters. ``saved``: these, then what a sequence kept."""
     inputs = len(plan.program.inputs)
     states = 1 + len(plan.program.traced.states)
     x, parameters, kept = saved[0], saved[states:inputs], saved[inputs:]
     if torch.is_grad_enabled():
-        return _replay(plan, single, saved[:inputs], cotangents)
+        return _replay(plan, single, random, saved[:inputs], cotangents)
     if single:
         kept = plan.remembered(saved[1:states])
-        return plan.placed(plan.backward(x, cotangents, kept, parameters, single))
+        return plan.placed(plan.backward(x, cotangents, kept, parameters, random, single))
     if not recorded(saved):
-        return plan.placed(plan.backward(x, cotangents, kept, parameters, single))
+        return plan.placed(plan.backward(x, cotangents, kept, parameters, random, single))
     found = torch.ops.tracetorch.unroll_backward(
-        x, list(cotangents), kept, parameters, plan.program.name, list(plan.flags)
+        x, list(cotangents), kept, parameters, random, plan.program.name, list(plan.flags)
     )
     return plan.placed(found)
 
 
 def _replay(
-    plan: Plan, single: bool, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+    plan: Plan,
+    single: bool,
+    random: Tensor | None,
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The same gradients, differentiable: the layer's own step over the saved tensors."""
     layer = next(iter(_users[plan.program.name]), None)
@@ -106,9 +120,12 @@ def _replay(
     own, weights = parameters[: len(layer._specs)], parameters[len(layer._specs) :]
     now, ys = [state.movedim(layer.dim, -1) for state in states], []
     with replaced(layer, dict(zip(weights_of(layer), weights, strict=True))):
-        for timestep in (x,) if single else x:
+        for t, timestep in enumerate((x,) if single else x):
             inflow = timestep.movedim(layer.dim, -1).to(plan.program.real)
-            new, y = layer.step(layer._state_fields(*now), inflow, layer._parameter_fields(*own))
+            with layer._drawing(None if random is None else after(random, t), timestep):
+                new, y = layer.step(
+                    layer._state_fields(*now), inflow, layer._parameter_fields(*own)
+                )
             now = [new[state] for state in layer._state_specs]
             ys.append(y.movedim(-1, layer.dim).to(x.dtype))
     ends = [ys[0] if single else torch.stack(ys)]
@@ -149,15 +166,25 @@ def differentiated(
 
 
 def _unroll(
-    x: Tensor, states: list[Tensor], parameters: list[Tensor], program: str, wanted: list[bool]
+    x: Tensor,
+    states: list[Tensor],
+    parameters: list[Tensor],
+    random: Tensor | None,
+    program: str,
+    wanted: list[bool],
 ) -> list[Tensor]:
-    return registered(program).plan(tuple(wanted)).forward(x, states, parameters, False)
+    return registered(program).plan(tuple(wanted)).forward(x, states, parameters, random, False)
 
 
 def _unroll_shapes(
-    x: Tensor, states: list[Tensor], parameters: list[Tensor], program: str, wanted: list[bool]
+    x: Tensor,
+    states: list[Tensor],
+    parameters: list[Tensor],
+    random: Tensor | None,
+    program: str,
+    wanted: list[bool],
 ) -> list[Tensor]:
-    del parameters
+    del parameters, random
     return registered(program).plan(tuple(wanted)).outputs(x, states, False)
 
 
@@ -166,11 +193,12 @@ def _unroll_backward(
     cotangents: list[Tensor | None],
     kept: list[Tensor],
     parameters: list[Tensor],
+    random: Tensor | None,
     program: str,
     wanted: list[bool],
 ) -> list[Tensor]:
     plan = registered(program).plan(tuple(wanted))
-    return plan.backward(x, cotangents, kept, parameters, False)
+    return plan.backward(x, cotangents, kept, parameters, random, False)
 
 
 def _unroll_backward_shapes(
@@ -178,15 +206,16 @@ def _unroll_backward_shapes(
     cotangents: list[Tensor | None],
     kept: list[Tensor],
     parameters: list[Tensor],
+    random: Tensor | None,
     program: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    del cotangents, kept
+    del cotangents, kept, random
     return registered(program).plan(tuple(wanted)).gradient_shapes(x, parameters)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, states, parameters, program, wanted = inputs
+    x, states, parameters, ctx.random, program, wanted = inputs
     ctx.plan, ctx.states = registered(program).plan(tuple(wanted)), len(states)
     kept = output[1 + len(states) :]
     ctx.set_materialize_grads(False)
@@ -196,8 +225,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     states = 1 + ctx.states
-    found = _gradients(ctx.plan, False, ctx.saved_tensors, gradients[:states])
-    return found[0], list(found[1:states]), list(found[states:]), None, None
+    found = _gradients(ctx.plan, False, ctx.random, ctx.saved_tensors, gradients[:states])
+    return found[0], list(found[1:states]), list(found[states:]), None, None, None
 
 
 for _device in ("CPU", "CUDA"):

@@ -199,6 +199,25 @@ template <typename real> INLINE void give(const real *from, void *to, int64_t at
     if (to) memcpy((real *)to + at, from, rest * sizeof(real));
 }
 
+// Random numbers: see tracetorch.randomness, which computes the same in torch's operations.
+INLINE uint32_t mixed(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+INLINE uint32_t random_lane(const int64_t *seed_and_count, int64_t lane, int64_t neurons,
+                            int64_t inner) {
+    const int64_t row = lane / (neurons * inner) * inner + lane % inner;
+    return mixed(uint32_t(row * neurons + lane / inner % neurons + seed_and_count[0]));
+}
+INLINE uint32_t random_key(const int64_t *seed_and_count, int64_t t, uint32_t draw) {
+    const uint32_t time = mixed(uint32_t(seed_and_count[1] + t) ^ uint32_t(seed_and_count[0] >> 32));
+    return mixed(time + draw * 0x9e3779b9u);
+}
+template <typename real> INLINE real uniform(uint32_t lane, uint32_t key) {
+    return real(int32_t(mixed(lane ^ key) >> 8)) * real(0x1p-24);
+}
+
 typedef void (*Block)(void **pointers, const int64_t *sizes, int64_t lane, int rest);
 struct Work {
     Block block;

@@ -129,13 +129,18 @@ class Plan:
             list(pool.map(self._launcher, kernels))
 
     def forward(
-        self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], single: bool
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        random: Tensor | None,
+        single: bool,
     ) -> list[Tensor]:
-        """``[y, *new states, *kept states]``."""
+        """``[y, *new states, *kept states]``; ``random``: seed and count, if it draws numbers."""
         outputs = self.outputs(x, states, single)
         absent = [None] * len(self._remembered) if single else []
-        self._run(self._forward, x, [x, outputs[0], *states, *outputs[1:], *absent, *parameters],
-                  parameters, single)  # fmt: skip
+        tensors = [x, outputs[0], *states, *outputs[1:], *absent, *parameters]
+        self._run(self._forward, x, tensors, parameters, random, single)
         return outputs
 
     def outputs(self, x: Tensor, states: Sequence[Tensor], single: bool) -> list[Tensor]:
@@ -156,6 +161,7 @@ class Plan:
         cotangents: Sequence[Tensor | None],
         kept: Sequence[Tensor],
         parameters: Sequence[Tensor],
+        random: Tensor | None,
         single: bool,
     ) -> list[Tensor]:
         """The wanted gradients in order; ``cotangents``: of y, then of each new state."""
@@ -165,7 +171,7 @@ class Plan:
             for place, dtype in self._found
         ]
         tensors = [x, *cotangents, *kept, *parameters, *found]
-        self._run(self._backward, x, tensors, parameters, single)
+        self._run(self._backward, x, tensors, parameters, random, single)
         return [
             gradient if not place else self._summed(gradient, parameters[place - 1])
             for gradient, (place, _) in zip(found, self._found, strict=True)
@@ -203,10 +209,13 @@ class Plan:
         x: Tensor,
         tensors: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
+        random: Tensor | None,
         single: bool,
     ) -> None:
         ranks = tuple([parameter.ndim for parameter in parameters])
         sizes = self.program.sizes(x.shape, single, ranks)
+        if random is not None:
+            tensors = [*tensors, random]
         held = [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
         self._launcher(kernel)(held, sizes)
 

@@ -20,6 +20,7 @@ from tracetorch.engine.launch import interpreted, missing
 from tracetorch.engine.program import Plan, Program, register
 from tracetorch.engine.trace import trace, weights_of
 from tracetorch.numbering import numbered
+from tracetorch.randomness import RANDOM, after
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
@@ -36,19 +37,19 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
         backends.cannot(layer, why)
         return None
     states, parameters = _arguments(layer, x[0])
-    flags = _flags(x, states, parameters)
+    random, flags = layer._random(x), _flags(x, states, parameters)
     types = (x.ndim - 1, _real(states, parameters, x), x.dtype, x.device.type)
     if recorded((x, *states, *parameters)):
         name = program_name(layer._number, *types, *flags)
         if name is None:
             return None
-        y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, name, flags)
+        y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, random, name, flags)
     else:
         plan = _plan(layer, *types, flags)
         if plan is None:
             return None
-        y, *rest = operators.run(plan, x, states, parameters)
-    layer._states = dict(zip(layer._state_specs, rest, strict=False))
+        y, *rest = operators.run(plan, x, states, parameters, random)
+    _keep(layer, rest, random, len(x))
     return y  # type: ignore[no-any-return]
 
 
@@ -69,9 +70,18 @@ def step(layer: Layer, x: Tensor) -> Tensor | None:
     plan = _plan(layer, x.ndim, real, x.dtype, x.device.type, flags, single=True)
     if plan is None:
         return None
-    y, *rest = operators.run(plan, x, states, parameters, single=True)
-    layer._states = dict(zip(layer._state_specs, rest, strict=True))
+    random = layer._random(x)
+    y, *rest = operators.run(plan, x, states, parameters, random, single=True)
+    _keep(layer, rest, random, 1)
     return y
+
+
+def _keep(layer: Layer, states: Sequence[Tensor], random: Tensor | None, steps: int) -> None:
+    """The final states (and what was kept behind them, which is let go)."""
+    final: dict[str, Tensor | None] = dict(zip(layer._state_specs, states, strict=False))
+    if random is not None:
+        final[RANDOM] = after(random, steps)
+    layer._states = final
 
 
 def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool) -> str:
@@ -117,7 +127,7 @@ def program_name(
     input, states and parameters, whether a gradient is wanted.
     """
     plan = _plan(numbered(number), ndim, real, stored, device, flags)
-    return plan and plan.program.name
+    return None if plan is None else plan.program.name
 
 
 program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -22,9 +22,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracetorch.engine.admission import parts
-from tracetorch.engine.graph import INPUT, Graph, Node, Refused, read_by, verify
+from tracetorch.engine.graph import INPUT, Graph, Node, Refused, draws_of, read_by, verify
 from tracetorch.engine.ops import BY_ATEN
 from tracetorch.looking import Blind, Looked
+from tracetorch.randomness import lent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,11 @@ class Traced:
         verify(self.forward, plain)
         verify(self.backward, plain | cotangents)
 
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers."""
+        return bool(draws_of(self.forward.values()))
+
     def remembered(self, outputs: Sequence[str]) -> tuple[str, ...]:
         """The states whose past is needed to compute these outputs of ``backward``."""
         read = read_by(self.backward[name] for name in outputs)
@@ -84,7 +90,8 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     placed = {name: recorder.given(name) for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
     inputs = {**held, **placed}
-    with torch.enable_grad(), _own_hooks(), replaced(layer, placed), recorder:
+    drawing = lent(layer._sources(), _Draws(recorder))
+    with torch.enable_grad(), _own_hooks(), replaced(layer, placed), drawing, recorder:
         fields = layer._state_fields(*(held[name] for name in states))
         parameters = layer._parameter_fields(*(held[name] for name in own))
         new, y = _blind_step(layer, fields, held["x"], parameters)
@@ -319,6 +326,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if node.gives == kind:
             return node
         return self.graph.op("to_float" if kind == "f" else "to_bool", node)
+
+
+class _Draws:
+    """The stream of the sample: every number another node."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self._recorder, self._drawn = recorder, 0
+
+    def draw(self, like: Tensor) -> Tensor:
+        """A number that stands for the next ones."""
+        recorder = self._recorder
+        if like.shape != recorder.shape or like.dtype != recorder.dtype:
+            raise Refused(f"draws random numbers of {list(like.shape)} {like.dtype}")
+        drawn = torch.full(recorder.shape, 0.5, dtype=recorder.dtype)
+        recorder._know(drawn, recorder.graph.random(self._drawn))
+        self._drawn += 1
+        return drawn
 
 
 _NEUTRAL: dict[str, Any] = {"alpha": 1}

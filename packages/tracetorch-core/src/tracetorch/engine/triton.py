@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from tracetorch.engine.graph import CONST, INPUT, Node, ordered
+from tracetorch.engine.graph import CONST, INPUT, RANDOM, Node, ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.ops import TABLE
 
@@ -110,15 +110,30 @@ class _Direction:
         for name in self.traced.parameters:
             place = f"{self.pointer(name)} + neuron * {self.stride(name)}"
             self.say(1, f"{self.name(name)} = tl.load({place})")
+        if self.traced.random:
+            self.say(
+                1,
+                f"random_seed = tl.load({self.pointer(RANDOM)})",
+                f"random_count = tl.load({self.pointer(RANDOM)} + 1)",
+                "row = lane // (neurons * inner) * inner + lane % inner",
+                "lane_mixed = math.mixed((row * neurons + neuron + random_seed).to(tl.uint32))",
+            )
         for node in ordered(node for graph in outputs for node in graph.values()):
             if node.op == CONST and node not in self._constants:
                 self._constants[node] = name = f"c{len(self._constants)}"
                 self.say(1, f"{name} = tl.full([BLOCK], {_literal(node.value)}, real)")
 
     def timestep(
-        self, depth: int, outputs: Mapping[str, Node], read: Mapping[str, str]
+        self, depth: int, outputs: Mapping[str, Node], read: Mapping[str, str], time: str
     ) -> dict[str, str]:
-        """Every value once; ``read`` says how inputs are read that no variable holds yet."""
+        """Every value once.
+
+        Args:
+            depth: of indentation.
+            outputs: what is computed.
+            read: how inputs are read that no variable holds yet.
+            time: which timestep it is.
+        """
         values: dict[Node, str] = dict(self._constants)
         # inputs first: what comes from memory is asked for before anything waits for it
         for node in sorted(ordered(outputs.values()), key=lambda node: node.op != INPUT):
@@ -126,6 +141,10 @@ class _Direction:
                 values[node] = self.name(node.label)
                 if node.label in read:
                     self.say(depth, f"{values[node]} = {read[node.label]}")
+            elif node.op == RANDOM:
+                values[node] = f"drawn_{node.label}"
+                text = f"math.uniform(lane_mixed, random_seed, random_count + {time}, {node.label})"
+                self.say(depth, f"{values[node]} = {text}.to(real)")
             elif node.op != CONST:
                 text = TABLE[node.op].triton.format(*(values[arg] for arg in node.args))
                 values[node] = f"v{len(values)}"
@@ -159,7 +178,9 @@ class _Forward(_Direction):
             self.say(2, f"tl.store({place}, {self.name(name)}, mask={first})")
         if kept:
             self.say(2, f"kept_at += lanes * (t % {period} == {period - 1})")
-        found = self.timestep(2, self.traced.forward, {"x": f"{self.load('x', 'at')}.to(real)"})
+        found = self.timestep(
+            2, self.traced.forward, {"x": f"{self.load('x', 'at')}.to(real)"}, "t"
+        )
         self.say(2, self.store("y", "at", found["y"]))
         self.assign(2, self.names("", states), (found[f"new {name}"] for name in states))
         self.say(2, "at += lanes")
@@ -204,7 +225,8 @@ class _Backward(_Direction):
             self.say(2, f"{self.name(name)} = {self.load(f'kept {name}', 'kept_at')}")
             self.say(2, self.store(f"past {name}", "past_at", self.name(name)))
         self.say(2, f"for j in tl.range(1, length, num_stages={_STAGES}):")
-        found = self.timestep(3, outputs, {"x": f"{self.load('x', 'at')}.to(real)"})
+        read = {"x": f"{self.load('x', 'at')}.to(real)"}
+        found = self.timestep(3, outputs, read, "first + j - 1")
         self.assign(3, self.names("", kept), (found[f"new {name}"] for name in kept))
         self.say(3, "past_at += lanes")
         for name in kept:
@@ -224,7 +246,7 @@ class _Backward(_Direction):
         self.say(2, f"for j in tl.range(0, length, num_stages={_STAGES}):")
         read = {name: self.load(f"past {name}", "past_at") for name in kept}
         read |= {"x": f"{self.load('x', 'at')}.to(real)", "grad y": self.given("grad y", "at")}
-        found = self.timestep(3, outputs, read)
+        found = self.timestep(3, outputs, read, "first + length - 1 - j")
         if "grad x" in self.kernel.wanted:
             self.say(3, self.store("grad x", "at", found["grad x"]))
         for part, name in zip(parts, self.summed, strict=True):

@@ -131,3 +131,19 @@ def rint(x: tl.tensor) -> tl.tensor:
     rest = x - below
     odd = tl.floor(below * 0.5) != below * 0.5
     return tl.where((rest > 0.5) | ((rest == 0.5) & odd), below + 1.0, below)
+
+
+@triton.jit
+def mixed(x: tl.tensor) -> tl.tensor:
+    """The hash of words that ``tracetorch.randomness`` is made of."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def uniform(lane: tl.tensor, seed: tl.tensor, time: tl.tensor, draw: tl.constexpr) -> tl.tensor:
+    """A number in [0, 1) for each mixed lane."""
+    step: tl.constexpr = draw * 0x9E3779B9 % 0x100000000
+    key = mixed(time.to(tl.uint32) ^ (seed >> 32).to(tl.uint32)) + step
+    return (mixed(lane ^ mixed(key.to(tl.uint32))) >> 8).to(tl.int32).to(tl.float32) * (2.0**-24)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+from tracetorch import Random
 
 
 def straight_through(emitted: Tensor, probability: Tensor) -> Tensor:
@@ -34,11 +34,15 @@ class Round(_Quantizer):
 
 
 class Bernoulli(_Quantizer):
-    """A draw from torch's generator: 1 with the given probability, else 0."""
+    """A draw from the layer's stream of random numbers: 1 with the given probability, else 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uniform = Random()
 
     def forward(self, probability: Tensor) -> Tensor:
         """Probability → 0 or 1."""
-        draw = torch.rand_like(probability) < probability
+        draw = self.uniform(probability) < probability
         return straight_through(draw.to(probability.dtype), probability)
 
 
@@ -62,7 +66,11 @@ def round() -> Round:  # noqa: A001
 
 
 def bernoulli() -> Bernoulli:
-    """Emit 1 with the firing probability: stochastic spikes, drawn from torch's generator.
+    """Emit 1 with the firing probability: stochastic spikes.
+
+    A layer draws them from a stream of its own (see :class:`tracetorch.Random`), whose seed comes
+    from torch's generator with the first timestep and is saved with the states: stepping and
+    unrolling give the same spikes, on every backend.
 
     Example:
         >>> import torch
