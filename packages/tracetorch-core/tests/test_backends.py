@@ -245,5 +245,5 @@ def test_compiled_graphs_hold_the_operator_and_opcheck_passes() -> None:
     parameters = [torch.rand(shape).double().requires_grad_() for shape in ((4,), (), (4,))]
     torch.library.opcheck(
         torch.ops.tracetorch.unroll.default,
-        (x.requires_grad_(), states, parameters, name, [True] * 6),
+        (x.requires_grad_(), states, parameters, None, name, [True] * 6),
     )

@@ -130,10 +130,11 @@ def test_chunks_of_a_sequence_have_the_plain_gradients(chunk: int) -> None:
             return y
 
     y = torch.cat([restoring(Chunk(), part) for part in x.split(chunk)])
-    assert torch.equal(y, expected_y)
+    # a linear layer over more rows may round its sums in another order
+    torch.testing.assert_close(y, expected_y, rtol=1e-12, atol=1e-12)
     weighted(y).backward()
     same(gradients(model, x), expected)
-    assert all(torch.equal(model.get_states()[name], state) for name, state in states.items())
+    torch.testing.assert_close(model.get_states(), states, rtol=1e-12, atol=1e-12)
 
 
 def test_an_incoming_state_gets_its_gradient() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tracetorch.engine import build, cpp, memory, triton
+from tracetorch.engine import build, cpp, memory, segments, triton
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.launch import Launch, launcher
 from tracetorch.engine.trace import Traced
@@ -53,6 +53,11 @@ class Program:
         texts = [render(self.kernel(self.gradients, backward)) for backward in (False, True)]
         digest = hashlib.sha256("\0".join([*texts, str(self.neurons), str(self.dim)]).encode())
         return digest.hexdigest()[:24]
+
+    @functools.cached_property
+    def affine(self) -> bool:
+        """Whether it can run in segments, see :mod:`tracetorch.engine.segments`."""
+        return segments.affine(self.traced)
 
     @property
     def gradients(self) -> tuple[str, ...]:

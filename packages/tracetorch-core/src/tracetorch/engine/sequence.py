@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import backends
-from tracetorch.engine import build, operators
+from tracetorch.engine import build, operators, segments
 from tracetorch.engine.admission import fingerprint, overridden, peculiar, recorded, transformed
 from tracetorch.engine.cpp import REAL, STORED, render
 from tracetorch.engine.graph import Refused
@@ -48,9 +48,27 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
         plan = _plan(layer, *types, flags)
         if plan is None:
             return None
-        y, *rest = operators.run(plan, x, states, parameters, random)
+        y, *rest = _run(plan, x, states, parameters, random)
     _keep(layer, rest, random, len(x))
     return y  # type: ignore[no-any-return]
+
+
+def _run(
+    plan: Plan,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    random: Tensor | None,
+) -> Sequence[Tensor]:
+    """A sequence, timestep after timestep or, where that is faster, in segments at once."""
+    count = segments.count(len(x), x.shape[1:].numel(), x.device) if plan.program.affine else 1
+    if count > 1:
+        found = segments.unroll(
+            lambda x, states: operators.run(plan, x, states, parameters, None), x, states, count
+        )
+        if found is not None:
+            return found
+    return operators.run(plan, x, states, parameters, random)
 
 
 def step(layer: Layer, x: Tensor) -> Tensor | None:
