@@ -29,7 +29,7 @@ class Effort:
     brief: Rounds = field(default_factory=lambda: Rounds(3, 9, 1.5))
     timesteps: int = 500
     scan: int = 512
-    neurons: tuple[int, ...] = (256, 512, 1024)
+    neurons: tuple[int, ...] = (256, 512, 1024, 4096)
     goal: int = 512
     lengths: tuple[int, ...] = (100, 300, 1000, 3000, 10_000)
     widths: tuple[int, ...] = (64, 256, 1024, 4096)

@@ -122,12 +122,13 @@ def compare(contenders: Sequence[Contender], rounds: Rounds) -> Data:
     taken: dict[str, list[Seconds]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
         for _ in range(rounds.warmup):
-            undisturbed(contender.measure)
+            contender.measure()
     started = time.perf_counter()
     for done in range(rounds.most):
-        for at in range(len(contenders)):
-            contender = contenders[(at + done) % len(contenders)]
-            taken[contender.name].append(undisturbed(contender.measure))
+        with undisturbed():
+            for at in range(len(contenders)):
+                contender = contenders[(at + done) % len(contenders)]
+                taken[contender.name].append(contender.measure())
         if done + 1 >= rounds.least and time.perf_counter() - started > rounds.seconds:
             break
     return {
@@ -140,12 +141,13 @@ def compare(contenders: Sequence[Contender], rounds: Rounds) -> Data:
     }
 
 
-def undisturbed(measure: Callable[[], Seconds]) -> Seconds:
-    """One repetition without the garbage collector; what it left behind is freed first."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A round without the garbage collector; what it left behind is freed before."""
     gc.collect()
     gc.disable()
     try:
-        return measure()
+        yield
     finally:
         gc.enable()
 

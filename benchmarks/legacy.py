@@ -149,7 +149,8 @@ def _answer(request: dict[str, Any], standing: Case | None) -> Any:
         with torch.no_grad():
             torch.save(run(x), request["file"])
     if request["do"] == "time":
-        return harness.undisturbed(harness.training(lambda: run(x), cotangent, leaves, reset))
+        with harness.undisturbed():
+            return harness.training(lambda: run(x), cotangent, leaves, reset)()
     if request["do"] == "memory":
         return resident.peak_of_training(*standing)
     return None

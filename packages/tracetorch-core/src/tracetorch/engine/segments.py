@@ -71,7 +71,7 @@ def unroll(run: Run, x: Tensor, states: Sequence[Tensor], segments: int) -> list
         segments: at least 2.
     """
     length = len(x) // segments
-    cut = x[: segments * length].unflatten(0, (segments, length)).transpose(0, 1)
+    cut = x[: segments * length].reshape(segments, length, *x.shape[1:]).transpose(0, 1)
     # behind the segments: one for each unit state and one for none, all without input
     still = x.new_zeros(length, 1 + len(states), *x.shape[1:])
     cut = torch.cat([cut, still], 1)
@@ -83,7 +83,7 @@ def unroll(run: Run, x: Tensor, states: Sequence[Tensor], segments: int) -> list
     ends = torch.stack([*run(cut, begun)[1:]])  # [state, segment, …]
     if not bool(torch.isfinite(ends).all() & torch.isfinite(torch.stack([*states])).all()):
         return None
-    rest, units, offset = ends.split([segments, len(states), 1], 1)
+    rest, units, offset = ends[:, :segments], ends[:, segments:-1], ends[:, -1:]
     starts = _scan(units - offset, torch.cat([torch.stack([*states])[:, None], rest[:, :-1]], 1))
     y, *finals = run(cut, [torch.cat([own, own.new_zeros(still.shape[1:])]) for own in starts])
     y = y[:, :segments].transpose(0, 1).flatten(0, 1)
