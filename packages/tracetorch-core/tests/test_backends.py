@@ -10,6 +10,7 @@ import pytest
 import torch
 import tracetorch as tt
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
@@ -97,6 +98,16 @@ class Shaped(Trace):
         return super().step(states, x.flip(-1), p)
 
 
+class Recording(Trace):
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.seen: list[Tensor] = []
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        self.seen.append(x)
+        return super().step(states, x, p)
+
+
 class Called(Trace):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(2 * x)
@@ -109,6 +120,7 @@ class Called(Trace):
         (Writing, "in-place operation"),
         (Reading, "neither a state, a parameter nor computed from them"),
         (Shaped, "flip at"),
+        (Recording, "it changes Recording.seen; a step must be pure"),
         (Called, "Called has its own forward"),
     ],
 )
@@ -127,6 +139,23 @@ def test_hooks_of_a_layer_see_every_timestep() -> None:
     layer.register_forward_hook(lambda *call: seen.append(call[2].shape))
     layer.unroll(torch.randn(4, 2, 3))
     assert seen == [(2, 3)] * 4
+
+
+def test_hooks_that_come_after_the_kernel_see_every_timestep_too() -> None:
+    layer, seen, x = Trace(3), [], torch.randn(4, 2, 3)
+    expected = layer.unroll(x)
+    layer.register_forward_pre_hook(lambda *call: seen.append(call))
+    layer.zero_states()
+    torch.testing.assert_close(layer.unroll(x), expected)
+    assert len(seen) == 4
+
+
+def test_what_a_step_records_is_recorded_of_every_timestep_and_of_nothing_else() -> None:
+    layer, x = Recording(3), torch.randn(4, 2, 3)
+    for timestep in x:
+        layer(timestep)
+    layer.unroll(x)
+    assert torch.equal(torch.stack(layer.seen), torch.cat([x, x]))
 
 
 def test_a_changed_attribute_is_not_answered_from_the_old_kernel() -> None:
@@ -166,6 +195,91 @@ def test_second_derivatives_go_through_the_step() -> None:
 
     raw = layer.raw_beta.detach().clone().requires_grad_()
     assert torch.autograd.gradgradcheck(run, (x, raw))
+
+
+def test_second_derivatives_over_chunks_count_every_path_once() -> None:
+    """The states between chunks come from the same parameters, and here from the same input."""
+    found = []
+    for backend in ("cpp", "eager"):
+        layer = Trace(2).double()
+        x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 1, 2).requires_grad_()
+        with tt.backends.use(backend):
+            y = torch.cat([layer.unroll(x), layer.unroll(x), layer(x[0])[None]])
+        sources = [x, layer.raw_beta]
+        first = torch.autograd.grad(y.square().sum(), sources, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), sources)])
+    torch.testing.assert_close(*found)
+
+
+# ------------------------------------------------------------------ one timestep
+
+
+def test_a_timestep_through_its_kernel_is_the_step() -> None:
+    """Outputs, states and gradients of a stepped loop, in the order of a training loop."""
+    found = []
+    for backend in ("auto", "eager"):
+        torch.manual_seed(0)
+        layer, x = AdaptiveLIF(5).double(), torch.randn(40, 3, 5, dtype=torch.float64) + 0.5
+        x.requires_grad_()
+        with tt.backends.use(backend):
+            ys = [layer(timestep) for timestep in x[:20]]
+            layer.detach_states()
+            ys += [layer(timestep.mT.contiguous().mT) for timestep in x[20:]]
+        ends = [torch.stack(ys), *layer.get_states().values()]
+        loss = torch.stack([(end * torch.randn_like(end)).sum() for end in ends]).sum()
+        found.append([*ends, *torch.autograd.grad(loss, [x, *layer.parameters()])])
+        assert backend == "eager" or "_Fused" in type(ys[0].grad_fn).__name__
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_a_timestep_and_a_sequence_take_the_same_kernel() -> None:
+    layer, x = AdaptiveLIF(300), torch.randn(70, 4, 300)
+    stepped = torch.stack([layer(timestep) for timestep in x])
+    states = layer.get_states()
+    layer.zero_states()
+    assert torch.equal(layer.unroll(x), stepped)
+    assert all(torch.equal(layer.get_states()[name], state) for name, state in states.items())
+
+
+def test_a_timestep_is_never_refused_for_a_backend() -> None:
+    layer, x = Shaped(3), torch.randn(2, 3)
+    with tt.backends.use("cpp"):
+        y = layer(x)
+    assert torch.equal(y, Shaped(3)(x))
+
+
+def test_attributes_that_change_all_the_time_make_no_kernel_each() -> None:
+    class Counting(Trace):
+        count = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            return super().forward(x)
+
+        def step(self, states: Any, x: Tensor, p: Any) -> Any:
+            return super().step(states, x * self.count, p)
+
+    layer, x, mem = Counting(1, beta=0.5), torch.ones(1), 0.0
+    for count in range(1, 60):
+        mem = 0.5 * mem + count
+        assert layer(x).item() == pytest.approx(mem)
+    assert len(layer._programs) <= 16
+
+
+def test_a_timestep_with_a_tensor_of_another_kind_or_a_mode_is_seen_by_it() -> None:
+    class Counted(torch.Tensor):
+        pass
+
+    layer, x = Trace(3), torch.randn(2, 3)
+    expected = layer(x)
+    layer.zero_states()
+    y = layer(x.as_subclass(Counted))
+    assert type(y) is Counted
+    torch.testing.assert_close(y.as_subclass(Tensor), expected)
+    layer.zero_states()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = layer(mode.from_tensor(x))
+    assert (fake.shape, fake.dtype) == (x.shape, x.dtype)
 
 
 class _Unrolled(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tracetorch.folding import buffers_kept
+from tracetorch.keeping import buffers_kept
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map
 
 from tracetorch import state_files
 from tracetorch.errors import LayerError, StateError
-from tracetorch.folding import Unfoldable, buffers_kept, folded, looking_out
+from tracetorch.folding import Unfoldable, folded, looking_out
+from tracetorch.keeping import buffers_kept
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.randomness import RANDOM

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tracetorch.engine.admission import parts
 from tracetorch.engine.graph import INPUT, Graph, Node, Refused, draws_of, read_by, verify
 from tracetorch.engine.ops import BY_ATEN
+from tracetorch.keeping import Kept
 from tracetorch.looking import Blind, Looked
 from tracetorch.randomness import lent
 
@@ -91,7 +92,14 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
     inputs = {**held, **placed}
     drawing = lent(layer._sources(), _Draws(recorder))
-    with torch.enable_grad(), _own_hooks(), replaced(layer, placed), drawing, recorder:
+    with (
+        _unchanged(layer),
+        torch.enable_grad(),
+        _own_hooks(),
+        replaced(layer, placed),
+        drawing,
+        recorder,
+    ):
         fields = layer._state_fields(*(held[name] for name in states))
         parameters = layer._parameter_fields(*(held[name] for name in own))
         new, y = _blind_step(layer, fields, held["x"], parameters)
@@ -101,6 +109,20 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = _backward(recorder, outputs, inputs, cotangents)
     return Traced(states, (*own, *weights), forward, backward)
+
+
+@contextmanager
+def _unchanged(layer: Layer) -> Iterator[None]:
+    """Refuses a step that changes attributes or containers; afterwards they are as they were."""
+    kept = [Kept(part) for part in parts(layer)]
+    try:
+        yield
+        changed = [name for part in kept for name in part.changed()]
+    finally:
+        for part in kept:
+            part.restore()
+    if changed:
+        raise Refused(f"it changes {', '.join(changed)}; a step must be pure")
 
 
 def trace_function(
