@@ -18,6 +18,7 @@ from tracetorch import snn
 
 from benchmarks import layers, recurrent
 from benchmarks.harness import Rounds, timed_by
+from benchmarks.peers import looped
 from benchmarks.tables import ratio, table
 from benchmarks.workload import Shape
 
@@ -40,6 +41,12 @@ def _fused(cls: type[snn.LeakyIntegrator]) -> float:
     return ratio(entry, layers.EAGER)
 
 
+def _stepped() -> float:
+    layer = snn.LIB(SHAPE.neurons)
+    entry = layers.against_eager(layer, SHAPE, ROUNDS, looped(layer))
+    return ratio(entry, layers.EAGER)
+
+
 def _handful() -> float:
     return statistics.geometric_mean(map(_fused, HANDFUL))
 
@@ -51,6 +58,7 @@ def _cell(name: str) -> float:
 FLOORS = (
     Floor("LIB, eager ÷ fused", lambda: _fused(snn.LIB), 3),
     Floor("DSRLITS, eager ÷ fused", lambda: _fused(snn.DSRLITS), 8),
+    Floor("LIB stepped, eager ÷ through its kernel", _stepped, 1),
     Floor("a handful of layers, eager ÷ fused, geometric mean", _handful, 4),
     Floor("LSTM, torch.nn ÷ unrolled", lambda: _cell("LSTM"), 0.6),
     Floor("GRU, torch.nn ÷ unrolled", lambda: _cell("GRU"), 0.6),

@@ -41,10 +41,13 @@ def measure(context: Context) -> Data:
     }
 
 
-def against_eager(layer: tt.Layer, shape: Shape, rounds: Rounds) -> Data:
-    """One layer, fused and eager: outputs compared, then timed."""
+def against_eager(
+    layer: tt.Layer, shape: Shape, rounds: Rounds, run: Callable[[Tensor], Tensor] | None = None
+) -> Data:
+    """One layer, fused and eager: outputs compared, then timed; ``run``: another way to unroll."""
+    run = run or layer.unroll
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    runs = {OURS: layer.unroll, EAGER: eager(layer.unroll)}
+    runs = {OURS: run, EAGER: eager(run)}
     _check(layer, [_outputs(layer, run, x) for run in runs.values()])
     leaves = [x, *layer.parameters()]
     contenders = []
