@@ -97,6 +97,16 @@ def test_generated_source_keeps_the_names(backward: bool) -> None:
     assert {pointer for _, pointer in read} >= {"beta", "rho", "jump", "x", *past}
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_layer_shows_its_source_for_either_backend(backward: bool) -> None:
+    layer = testing.AdaptiveLIF(5)
+    source = layer.kernel_source(backward=backward, backend="triton")
+    assert source == triton.render(kernel_of(layer, backward))
+    assert 'extern "C" void run' in layer.kernel_source(backward=backward)
+    with pytest.raises(ValueError, match=r"one of \['cpp', 'triton'\], got 'eager'"):
+        layer.kernel_source(backend="eager")
+
+
 class Everything(tt.Layer):
     """Every row of the table, on the input, in one step, and a random number."""
 

@@ -221,7 +221,11 @@ class Layer(nn.Module):
             raise
 
     def kernel_source(
-        self, ndim: int = 2, dtype: torch.dtype = torch.float32, backward: bool = False
+        self,
+        ndim: int = 2,
+        dtype: torch.dtype = torch.float32,
+        backward: bool = False,
+        backend: str = "cpp",
     ) -> str:
         """The generated source of this layer's sequence kernel, for reading.
 
@@ -229,9 +233,11 @@ class Layer(nn.Module):
             ndim: dimensions of one timestep.
             dtype: of the input.
             backward: the kernel of the backward pass, with every gradient, instead of the forward.
+            backend: ``"cpp"``, or ``"triton"`` for CUDA's; neither a compiler nor a GPU is needed.
 
         Raises:
             BackendError: the layer has no kernel; the message says why.
+            ValueError: there is no such backend.
 
         Example:
             >>> import torch, tracetorch as tt
@@ -239,7 +245,7 @@ class Layer(nn.Module):
             >>> [line.strip() for line in source.splitlines() if "mem_;" in line]
             ['const real v2 = beta_ * mem_;']
         """
-        return sequence.source(self, ndim, dtype, backward)
+        return sequence.source(self, ndim, dtype, backward, backend)
 
     def _unfolded(self, x: Tensor, fold: Fold) -> Tensor:
         """All timesteps of a folded sequence, in its own order of time."""

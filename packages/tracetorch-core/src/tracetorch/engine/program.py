@@ -22,6 +22,8 @@ from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.launch import Launch, launcher
 from tracetorch.engine.trace import Traced
 
+RENDERERS = {"cpp": cpp.render, "triton": triton.render}
+
 _programs: dict[str, Program] = {}
 _lock = threading.Lock()
 
@@ -49,8 +51,7 @@ class Program:
     @functools.cached_property
     def name(self) -> str:
         """What it is registered under: a digest of its kernels."""
-        render = triton.render if self.backend == "triton" else cpp.render
-        texts = [render(self.kernel(self.gradients, backward)) for backward in (False, True)]
+        texts = [self.source(self.gradients, backward) for backward in (False, True)]
         digest = hashlib.sha256("\0".join([*texts, str(self.neurons), str(self.dim)]).encode())
         return digest.hexdigest()[:24]
 
@@ -73,6 +74,10 @@ class Program:
         """The gradients to compute, given a flag for each of :attr:`inputs`."""
         asked = {f"grad {name}" for name, flag in zip(self.inputs, flags, strict=True) if flag}
         return tuple(name for name in self.gradients if name in asked)
+
+    def source(self, wanted: tuple[str, ...], backward: bool) -> str:
+        """The text of one direction's kernel."""
+        return RENDERERS[self.backend](self.kernel(wanted, backward))
 
     @functools.cache  # noqa: B019 - programs live as long as the process
     def kernel(self, wanted: tuple[str, ...], backward: bool) -> Kernel:

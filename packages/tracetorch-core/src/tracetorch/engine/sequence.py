@@ -14,10 +14,10 @@ from torch import Tensor
 from tracetorch import backends
 from tracetorch.engine import build, operators, segments
 from tracetorch.engine.admission import fingerprint, overridden, peculiar, recorded, transformed
-from tracetorch.engine.cpp import REAL, STORED, render
+from tracetorch.engine.cpp import REAL, STORED
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import interpreted, missing
-from tracetorch.engine.program import Plan, Program, register
+from tracetorch.engine.program import RENDERERS, Plan, Program, register
 from tracetorch.engine.trace import trace, weights_of
 from tracetorch.numbering import numbered
 from tracetorch.randomness import RANDOM, after
@@ -102,13 +102,15 @@ def _keep(layer: Layer, states: Sequence[Tensor], random: Tensor | None, steps: 
     layer._states = final
 
 
-def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool) -> str:
+def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool, backend: str) -> str:
     """The source of a layer's kernel, with every gradient that can be asked for."""
+    if backend not in RENDERERS:
+        raise ValueError(f"kernel_source: backend must be one of {[*RENDERERS]}, got {backend!r}")
     try:
-        program = _program(layer, ndim, layer._promoted(dtype), dtype, "cpu")
+        program = _program(layer, ndim, layer._promoted(dtype), dtype, backend)
     except Refused as why:
         raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
-    return render(program.kernel(program.gradients, backward))
+    return program.source(program.gradients, backward)
 
 
 def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -184,7 +186,7 @@ def _prepared(
     single: bool,
 ) -> Plan | None:
     try:
-        plan = _program(layer, ndim, real, stored, device).plan(flags)
+        plan = _program(layer, ndim, real, stored, _backend(device)).plan(flags)
         plan.prepare()
     except (Refused, build.BuildError) as why:
         if not single:  # a step is its own definition, whatever is chosen for sequences
@@ -195,9 +197,8 @@ def _prepared(
 
 
 def _program(
-    layer: Layer, ndim: int, real: torch.dtype, stored: torch.dtype, device: str
+    layer: Layer, ndim: int, real: torch.dtype, stored: torch.dtype, backend: str
 ) -> Program:
-    backend = _backend(device)
     if real not in REAL or stored not in STORED:
         raise Refused(f"there are no kernels for states in {real} and inputs in {stored}")
     try:

@@ -155,10 +155,16 @@ class SelectiveSSM(Layer):
         return not scan.bypassed() and scan.served(self._number, name, dtype, device, training)
 
     def kernel_source(
-        self, ndim: int = 2, dtype: torch.dtype = torch.float32, backward: bool = False
+        self,
+        ndim: int = 2,
+        dtype: torch.dtype = torch.float32,
+        backward: bool = False,
+        backend: str = "cpp",
     ) -> str:
-        """The generated source of the scan's kernel; the same for every ``ndim``."""
+        """The generated source of the scan's kernel, in C++ only; the same for every ``ndim``."""
         del ndim
+        if backend != "cpp":
+            raise ValueError(f"{self!r}: the scan has a kernel in cpp only, not in {backend!r}")
         return scan.source(self, SELECTIVE_SCAN.name, self._promoted(dtype), backward)
 
     def extra_repr(self) -> str:
