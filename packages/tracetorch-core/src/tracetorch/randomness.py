@@ -30,6 +30,7 @@ class Stream(Protocol):
 
     def draw(self, like: Tensor) -> Tensor:
         """The next ones, of the shape and dtype of ``like``."""
+        raise NotImplementedError
 
 
 class Random(nn.Module):
