@@ -21,7 +21,7 @@ STORED = {**REAL, torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 # A block's working set should stay in the second-level cache. Its rows should be long: 4 KB apiece
 # took two thirds of the time of 1 KB (memory comes in pages), in L1 or not.
-_CACHE_BYTES = 128_000
+_CACHE_BYTES = 256_000
 _WIDEST, CHUNK = 1024, 64
 # lanes times timesteps below which other threads take longer to wake than the work takes
 _ALONE = 131_072

@@ -87,7 +87,8 @@ template <typename real, int FIRST, int COUNT> struct Series {
     }
 };
 template <typename real, int FIRST> struct Series<real, FIRST, 1> {
-    INLINE real at(real, real, real, real) { return real(1) / factorial<real>(FIRST + 1); }
+    static constexpr real factor = real(1) / factorial<real>(FIRST + 1);
+    INLINE real at(real, real, real, real) { return factor; }
 };
 template <typename real> INLINE real exp_series(real r) {
     const real r2 = r * r, r4 = r2 * r2, r8 = r4 * r4;
@@ -253,9 +254,14 @@ static void run_blocks(Block block, void **pointers, const int64_t *sizes, int64
     }
     pthread_t others[256];
     int started = 0;
+    // a block's arrays are on the stack, and some systems give a thread little of it
+    pthread_attr_t roomy;
+    pthread_attr_init(&roomy);
+    pthread_attr_setstacksize(&roomy, 4 << 20);
     while (started + 1 < threads &&
-           pthread_create(&others[started], nullptr, take_blocks_in_thread, &work) == 0)
+           pthread_create(&others[started], &roomy, take_blocks_in_thread, &work) == 0)
         ++started;
+    pthread_attr_destroy(&roomy);
     take_blocks(&work);
     while (started > 0) pthread_join(others[--started], nullptr);
 }
