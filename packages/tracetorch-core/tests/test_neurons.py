@@ -218,6 +218,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "time last in memory": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
     "one sample for all": lambda x: x[:, :1].expand(-1, 3, -1),
     "no sample": lambda x: x[:, :0],
+    "a negative that is not written out": lambda x: torch.complex(x, -x).conj().imag,
 }
 
 

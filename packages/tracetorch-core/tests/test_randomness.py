@@ -279,3 +279,33 @@ def test_a_source_that_comes_later_is_found() -> None:
     assert layer.random[1] == 4
     torch.testing.assert_close(seeded(layer, lambda: layer.unroll(x)), expected)
     assert 0 < float(expected[0].min()) < float(expected[0].max()) < 1
+
+
+class Unkernelled(Noisy):
+    """What it sorts has no kernel: it steps, whatever is called."""
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, x.sort(-1).values, p)
+
+
+def test_a_layer_without_a_kernel_draws_the_same_unrolled() -> None:
+    layer, x = Unkernelled(4), torch.randn(9, 2, 4)
+    expected = seeded(layer, lambda: stepped(layer, x))
+    assert torch.equal(seeded(layer, lambda: layer.unroll(x)), expected)
+
+
+class Quiet(Noisy):
+    """Holds a source that its step does not ask."""
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        mem = p.beta * states.mem + x
+        return {"mem": mem}, mem
+
+
+def test_a_source_that_is_not_asked_changes_nothing() -> None:
+    layer, x = Quiet(4), torch.randn(9, 2, 4)
+    with tt.backends.use("cpp"):
+        y = layer.unroll(x)
+    layer.zero_states()
+    with tt.backends.use("eager"):
+        torch.testing.assert_close(layer.unroll(x), y)

@@ -100,9 +100,8 @@ class Program:
 class Plan:
     """A program with the gradients that are wanted: both directions, ready to run.
 
-    Tensors come in the order of the program's :attr:`~Program.inputs`. A timestep alone
-    (``steps=None``) has no dimension of time and keeps nothing: its backward pass takes the states
-    themselves.
+    Tensors come in the order of the program's :attr:`~Program.inputs`. A ``single`` timestep has no
+    dimension of time and keeps nothing: its backward pass takes the states themselves.
     """
 
     def __init__(self, program: Program, flags: tuple[bool, ...]) -> None:
@@ -123,6 +122,7 @@ class Plan:
             (places[name.removeprefix("grad ")], self._backward.type_of(name))
             for name in self.wanted
         ]
+        self._draws = traced.random
         self._launcher = _launchers[program.backend]
 
     def prepare(self) -> None:
@@ -224,10 +224,17 @@ class Plan:
     ) -> None:
         ranks = tuple([parameter.ndim for parameter in parameters])
         sizes = self.program.sizes(x.shape, single, ranks)
-        if random is not None:
+        if self._draws:
             tensors = [*tensors, random]
-        held = [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+        held = [None if tensor is None else _in_order(tensor) for tensor in tensors]
         self._launcher(kernel)(held, sizes)
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """The tensor with its values in memory as they are, one after the other."""
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

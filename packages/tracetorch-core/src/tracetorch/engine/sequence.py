@@ -37,17 +37,19 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
         backends.cannot(layer, why)
         return None
     states, parameters = _arguments(layer, x[0])
-    random, flags = layer._random(x), _flags(x, states, parameters)
+    flags = _flags(x, states, parameters)
     types = (x.ndim - 1, _real(states, parameters, x), x.dtype, x.device.type)
     if recorded((x, *states, *parameters)):
         name = program_name(layer._number, *types, *flags)
         if name is None:
             return None
+        random = layer._random(x)
         y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, random, name, flags)
     else:
         plan = _plan(layer, *types, flags)
         if plan is None:
             return None
+        random = layer._random(x)
         y, *rest = _run(plan, x, states, parameters, random)
     _keep(layer, rest, random, len(x))
     return y  # type: ignore[no-any-return]
