@@ -75,11 +75,13 @@ def _thirty_two(ax: Axes, data: Data) -> None:
 
 def _lengths(ax: Axes, data: Data) -> None:
     colors = {OURS: OWN, "plain loop": LOOPS}
-    names = dict.fromkeys(name for entry in data["T"] for name in entry["compared"])
+    measured = [
+        ({**entry["others"], **entry["compared"]}, entry["timesteps"]) for entry in data["T"]
+    ]
+    names = dict.fromkeys(name for found, _ in reversed(measured) for name in found)
     for name in names:
-        entries = [entry for entry in data["T"] if name in entry["compared"]]
-        lengths = [entry["timesteps"] for entry in entries]
-        times = [1e3 * median(entry["compared"], name) for entry in entries]
+        lengths = [timesteps for found, timesteps in measured if name in found]
+        times = [1e3 * median(found, name) for found, _ in measured if name in found]
         ax.loglog(lengths, times, "o-", label=name, color=colors.get(name, OTHERS))
     ax.set_xlabel("timesteps")
     ax.set_title(f"LIF alone, B={data['T'][0]['batch']}, N={data['T'][0]['neurons']}: ms")

@@ -44,12 +44,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How long to go on: ``least`` rounds, then until ``seconds`` are spent or ``most`` done."""
+    """How long to go on: ``least`` rounds, then until ``seconds`` are spent or ``most`` done.
+
+    ``warmup`` repetitions of each contender come before the first round, ``settle`` before each
+    that is timed.
+    """
 
     least: int = 5
     most: int = 25
     seconds: float = 8.0
     warmup: int = 1
+    settle: int = 0
 
 
 _clock: Callable[[], float] = time.perf_counter
@@ -128,6 +133,8 @@ def compare(contenders: Sequence[Contender], rounds: Rounds) -> Data:
         with undisturbed():
             for at in range(len(contenders)):
                 contender = contenders[(at + done) % len(contenders)]
+                for _ in range(rounds.settle):
+                    contender.measure()
                 taken[contender.name].append(contender.measure())
         if done + 1 >= rounds.least and time.perf_counter() - started > rounds.seconds:
             break
