@@ -55,9 +55,9 @@ def count(steps: int, lanes: int, device: torch.device) -> int:
     return _WANTED // lanes
 
 
-# On a CPU the loop was faster at every size tried (benchmarks/results, "Parallel over time"). On a
-# GPU, few lanes leave it idle; the bounds are judgement, unmeasured: fewest timesteps, most lanes,
-# and how many lanes all segments should have together.
+# On a CPU the loop was as fast or faster, up to one lane for 100 000 timesteps where they were even
+# (benchmarks/results, "Parallel over time"). On a GPU, few lanes leave it idle; the bounds are
+# judgement, unmeasured: fewest timesteps, most lanes, and how many lanes all segments should have.
 _FEWEST, _MOST, _WANTED = 8_000, 2_048, 32_768
 
 
