@@ -65,9 +65,9 @@ def tests(session: nox.Session, package: str) -> None:
 
 @nox.session
 def tests_all(session: nox.Session) -> None:
-    """Every package's tests and what crosses packages, with everything installed."""
+    """What crosses packages, with everything installed; `-- packages tests`: every test."""
     sync(session)
-    session.run("pytest", *(session.posargs or ["packages", "tests"]))
+    session.run("pytest", *(session.posargs or ["tests"]))
 
 
 @nox.session

@@ -1,7 +1,12 @@
-"""Scans of other functions than Mamba's: the kernel gives what the steps give."""
+"""Scans of other functions than Mamba's: the kernel gives what the steps give.
+
+With ``TRACETORCH_TEST_BACKEND=triton`` Triton's kernels do, in ``TRACETORCH_TEST_DEVICE=cuda``'s
+memory or, with ``TRITON_INTERPRET=1``, in the CPU's: ``test_triton.py`` runs this file that way.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -14,6 +19,8 @@ from tracetorch.engine.scan import Scan
 from tracetorch.engine.scan_kernel import ScanKernel
 
 Ends = tuple[Tensor, Tensor]
+BACKEND = os.environ.get("TRACETORCH_TEST_BACKEND", "cpp")
+DEVICE = os.environ.get("TRACETORCH_TEST_DEVICE", "cpu")
 PERIOD, WIDTH, TILE = ScanKernel.period, ScanKernel.width, ScanKernel.tile
 
 
@@ -43,8 +50,8 @@ each = pytest.mark.parametrize("scan", SCANS, ids=lambda scan: scan.name)
 
 
 def fused(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
-    assert scans._refusal(scan, h.dtype, "cpu", True, "auto") is None
-    return scan.sequence(h, *inputs)
+    assert scans._failure(scan, h.dtype, BACKEND, True) is None
+    return scan.sequence(BACKEND, h, *inputs)
 
 
 def stepped(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
@@ -67,7 +74,9 @@ def leaves(
         "dn": (channels, states),
     }
     sizes = [(*around, channels, states), *(shapes[axis] for axis in scan.axes.values())]
-    return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    return [
+        torch.randn(size, dtype=torch.float64, device=DEVICE, requires_grad=True) for size in sizes
+    ]
 
 
 def results(run: Callable[..., Ends], scan: Scan, given: Sequence[Tensor]) -> list[Tensor]:
@@ -147,12 +156,12 @@ def test_the_operators_pass_torchs_own_checks(scan: Scan) -> None:
     fused(scan, h, *inputs)
     start, *plain = (t.detach() for t in (h, *inputs))
     operator = torch.ops.tracetorch.scan.default
-    torch.library.opcheck(operator, (h, inputs, scan.name, True))
-    torch.library.opcheck(operator, (start, plain, scan.name, False))
-    y, new, kept = operator(start, plain, scan.name, True)
+    torch.library.opcheck(operator, (h, inputs, scan.name, BACKEND, True))
+    torch.library.opcheck(operator, (start, plain, scan.name, BACKEND, False))
+    y, new, kept = operator(start, plain, scan.name, BACKEND, True)
     for cotangents in ([y, new], [None, new], [y, None]):
         operator = torch.ops.tracetorch.scan_backward.default
-        torch.library.opcheck(operator, (cotangents, kept, plain, scan.name))
+        torch.library.opcheck(operator, (cotangents, kept, plain, scan.name, BACKEND))
 
 
 def test_states_are_kept_once_a_period_and_only_for_training() -> None:
@@ -160,10 +169,10 @@ def test_states_are_kept_once_a_period_and_only_for_training() -> None:
     h, *inputs = (t.detach() for t in leaves(scan, 2 * PERIOD + 1, [2], 3, 5))
     fused(scan, h, *inputs)
     operator = torch.ops.tracetorch.scan
-    shapes = [tuple(t.shape) for t in operator(h, inputs, scan.name, True)]
+    shapes = [tuple(t.shape) for t in operator(h, inputs, scan.name, BACKEND, True)]
     assert shapes == [(2 * PERIOD + 1, 2, 3), (2, 3, 5), (3, 2, 5, 3)]
-    assert len(operator(h, inputs, scan.name, False)) == 2
-    kept = operator(h, inputs, scan.name, True)[2]
+    assert len(operator(h, inputs, scan.name, BACKEND, False)) == 2
+    kept = operator(h, inputs, scan.name, BACKEND, True)[2]
     for block in range(3):
         until = [t if axis == "dn" else t[: block * PERIOD]
                  for t, axis in zip(inputs, scan.axes.values(), strict=True)]  # fmt: skip
@@ -183,21 +192,10 @@ def test_states_are_kept_once_a_period_and_only_for_training() -> None:
 )
 def test_what_has_no_kernel_is_said(lane: Callable[..., Ends], real: torch.dtype, why: str) -> None:
     scan = Scan("refused", lane, {"u": "d"})
-    refusal = scans._refusal(scan, real, "cpu", True, "auto")
+    refusal = scans._failure(scan, real, BACKEND, True)
     with pytest.raises(scans.Refused, match=why) as refused:
         scan.kernel(real, False)
     assert refusal == str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("device", "chosen", "why"),
-    [
-        ("cuda", "auto", "there are no kernels for scans on cuda"),
-        ("cpu", "triton", "there are no triton kernels for scans on cpu"),
-    ],
-)
-def test_where_there_are_no_kernels(device: str, chosen: str, why: str) -> None:
-    assert scans._refusal(SCANS[0], torch.float32, device, True, chosen) == why
 
 
 def test_an_axis_must_be_known() -> None:

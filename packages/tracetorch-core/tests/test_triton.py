@@ -16,10 +16,12 @@ import torch
 import tracetorch as tt
 from torch import Tensor
 from tracetorch import backends, testing
-from tracetorch.engine import launch, ops, sequence, triton
+from tracetorch.engine import launch, ops, triton, triton_scan
 from tracetorch.engine.graph import Refused, ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.program import Program
+from tracetorch.engine.scan import Scan
+from tracetorch.engine.scan_kernel import ScanKernel
 from tracetorch.engine.trace import trace
 
 here = Path(__file__).parent
@@ -35,25 +37,40 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-def conforms(**environment: str) -> None:
-    done = run("-m", "pytest", "-q", "triton_conformance.py", **environment)
-    if "does not run on this NumPy" in done.stdout:
+def conforms(*tests: str, at_least: int, **environment: str) -> None:
+    done = run("-m", "pytest", "-q", *tests, TRACETORCH_TEST_BACKEND="triton", **environment)
+    if re.search("does not run on this NumPy|only 0-dimensional arrays", done.stdout):
         pytest.skip("this Triton's interpreter does not run on this NumPy")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert re.search(r"^\d{3,} passed", done.stdout, re.MULTILINE), done.stdout
+    passed = re.search(r"^(\d+) passed", done.stdout, re.MULTILINE)
+    assert passed is not None, done.stdout
+    assert int(passed[1]) >= at_least
     assert "skipped" not in done.stdout
+
+
+SCANS = ("test_scan.py", "-k", "are_steps or derivatives or alone or kept")
 
 
 @needs_triton
 def test_interpreted_kernels_conform() -> None:
-    conforms(TRITON_INTERPRET="1", TRACETORCH_TEST_DEVICE="cpu")
+    conforms(
+        "triton_conformance.py", at_least=100, TRITON_INTERPRET="1", TRACETORCH_TEST_DEVICE="cpu"
+    )
+
+
+@needs_triton
+def test_interpreted_scans_conform() -> None:
+    conforms(*SCANS, at_least=10, TRITON_INTERPRET="1", TRACETORCH_TEST_DEVICE="cpu")
 
 
 @needs_triton
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_kernels_on_a_gpu_conform() -> None:
-    conforms(TRITON_INTERPRET="0", TRACETORCH_TEST_DEVICE="cuda")
+    conforms(
+        "triton_conformance.py", at_least=100, TRITON_INTERPRET="0", TRACETORCH_TEST_DEVICE="cuda"
+    )
+    conforms("test_scan.py", at_least=20, TRITON_INTERPRET="0", TRACETORCH_TEST_DEVICE="cuda")
 
 
 @needs_triton
@@ -75,6 +92,10 @@ def test_wide_programs_on_a_gpu_compute_the_same() -> None:
 
 
 # ------------------------------------------------------------------ source and compilation
+
+
+class H100:
+    multi_processor_count = 132
 
 
 def kernel_of(
@@ -145,21 +166,27 @@ SHORT = {
 }  # fmt: skip
 
 
-def compiled(kernel: Kernel, *absent: str) -> Any:
+def compiled(kernel: Kernel | ScanKernel, *absent: str) -> Any:
     """A kernel compiled for an H100, which need not be there; ``absent`` pointers are null."""
     import triton as compiler
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = launch.function_of(kernel)
-    labels = (*kernel.pointers, *triton.scratch(kernel))
-    names = function.arg_names
+    function, names = launch.function_of(kernel), launch.function_of(kernel).arg_names
+    if isinstance(kernel, ScanKernel):
+        labels = [*kernel.pointers, *triton_scan.scratch(kernel)]
+        kinds = [kernel.real] * len(labels)
+        blocks = {"BLOCK_D": 32, "BLOCK_N": 16}
+    else:
+        labels = [*kernel.pointers, *triton.scratch(kernel)]
+        kinds = [kernel.type_of(label) for label in labels]
+        blocks = {"BLOCK": 64}
     types = {
-        name: "*" + SHORT[str(kernel.type_of(label)).removeprefix("torch.")]
-        for name, label in zip(names, labels, strict=False) if label not in absent
+        name: "*" + SHORT[str(kind).removeprefix("torch.")]
+        for name, label, kind in zip(names, labels, kinds, strict=False) if label not in absent
     }  # fmt: skip
-    types |= dict.fromkeys(names[len(labels) : -1], "i32")
-    constants = {name: None for name in names if name not in types} | {"BLOCK": 64}
+    types |= dict.fromkeys(names[len(labels) : -len(blocks)], "i32")
+    constants = {name: None for name in names if name not in types} | blocks
     version = tuple(map(int, compiler.__version__.split(".")[:2]))
     if version >= (3, 3):
         types = {name: types.get(name, "constexpr") for name in names}
@@ -205,6 +232,60 @@ def test_machine_code_rounds_every_product_as_eager_does(real: torch.dtype) -> N
     assert re.search(rf"\bmul(\.rn)?\.f{torch.finfo(real).bits}\b", found.asm["ptx"])
     assert "fma" not in found.asm["ptx"]
     assert not found.metadata.enable_fp_fusion  # said to the assembler, too
+
+
+def all_rows(h: Tensor, u: Tensor, key: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Every row of the table, on values that vary over channels, states or both."""
+    unary = list(by_row.UNARY.values())
+    parts = [function((u, key, rate, h)[k % 4] + k) for k, function in enumerate(unary)]
+    pairs = [(u, key), (key, u), (h, u), (key, rate)]
+    parts += [function(*pairs[k % 4]) for k, function in enumerate(by_row.BINARY.values())]
+    total = sum(parts[1:], parts[0])
+    return total * 0.5, total
+
+
+ALL_ROWS = Scan("all rows", all_rows, {"u": "d", "key": "n", "rate": "dn"})
+
+
+@needs_triton
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("real", [torch.float32, torch.float64])
+def test_scans_compile_for_a_gpu(real: torch.dtype, backward: bool) -> None:
+    found = compiled(ALL_ROWS.kernel(real, backward))
+    assert found.asm["cubin"]
+    assert not found.metadata.enable_fp_fusion
+
+
+@needs_triton
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("absent", [("kept h",), ("grad y",), ("grad new h",)])
+def test_scans_with_null_pointers_compile_for_a_gpu(absent: tuple[str, ...]) -> None:
+    kernel = ALL_ROWS.kernel(torch.float32, backward=absent != ("kept h",))
+    assert compiled(kernel, *absent).asm["cubin"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "channels", "states", "gpu", "expected"),
+    [
+        (8, 5, 16, False, 8),
+        (8, 2048, 16, False, 64),
+        (8, 2048, 17, False, 32),
+        (1, 2048, 5000, False, 1),
+        (64, 2048, 16, True, 64),
+        (8, 2048, 16, True, 32),
+        (8, 128, 16, True, 8),
+        (1, 128, 4, True, 32),
+        (1, 128, 1024, True, 1),
+    ],
+)
+def test_blocks_of_channels_are_many_while_they_fill_the_gpu(
+    samples: int, channels: int, states: int, gpu: bool, expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100())
+    device = torch.device("cuda" if gpu else "cpu")
+    assert launch.scan_width(samples, channels, states, device) == expected
 
 
 # ------------------------------------------------------------------ which backend serves
@@ -262,20 +343,20 @@ def test_status_says_why_there_is_no_triton(
 def test_tensors_are_served_where_they_are(
     device: str, chosen: str, interpreting: bool, serving: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "interpreted", lambda: interpreting)
-    monkeypatch.setattr(sequence, "missing", lambda: None)
+    monkeypatch.setattr(launch, "interpreted", lambda: interpreting)
+    monkeypatch.setattr(launch, "missing", lambda: None)
     monkeypatch.setattr(backends, "chosen", lambda: chosen)
     if " " not in serving:
-        assert sequence._backend(device) == serving
+        assert launch.serving(device) == serving
     else:
         with pytest.raises(Refused, match=f"^{serving}$"):
-            sequence._backend(device)
+            launch.serving(device)
 
 
 def test_a_gpu_without_triton_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence, "missing", lambda: "triton is not installed")
+    monkeypatch.setattr(launch, "missing", lambda: "triton is not installed")
     with pytest.raises(Refused, match=r"^triton is not installed$"):
-        sequence._backend("cuda")
+        launch.serving("cuda")
 
 
 @pytest.mark.parametrize(
@@ -290,9 +371,6 @@ def test_a_gpu_without_triton_is_refused_with_the_reason(monkeypatch: pytest.Mon
 def test_programs_grow_once_the_gpu_is_filled(
     lanes: int, stored: torch.dtype, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class H100:
-        multi_processor_count = 132
-
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100())
     kernel = kernel_of(testing.Trace(3), backward=False, stored=stored)
     assert launch._shape(kernel, lanes, torch.device("cuda")) == expected

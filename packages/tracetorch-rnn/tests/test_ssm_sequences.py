@@ -1,11 +1,20 @@
-"""``unroll`` of SelectiveSSM through its fused scan: the answer of single steps."""
+"""``unroll`` of SelectiveSSM through its fused scan: the answer of single steps.
+
+With ``TRACETORCH_TEST_BACKEND=triton`` and ``TRITON_INTERPRET=1`` through Triton's kernels: a test
+runs part of this file that way.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +32,7 @@ from tracetorch import backends, rnn
 from tracetorch.engine.scan_kernel import ScanKernel
 from tracetorch.rnn.selective_ssm import SELECTIVE_SCAN
 
+BACKEND = os.environ.get("TRACETORCH_TEST_BACKEND", "cpp")
 SSM = rnn.SelectiveSSM
 Run = Callable[[SSM, Tensor], Tensor]
 PERIOD, WIDTH, TILE = ScanKernel.period, ScanKernel.width, ScanKernel.tile
@@ -35,7 +45,7 @@ def unrolled(layer: SSM, x: Tensor) -> Tensor:
 
 def fused(layer: SSM, x: Tensor) -> Tensor:
     """``unroll`` where falling back to steps is an error."""
-    with backends.use("cpp"):
+    with backends.use(BACKEND):
         return layer.unroll(x)
 
 
@@ -71,7 +81,8 @@ def everything(layer: SSM, x: Tensor, h: Tensor | None, run: Run) -> dict[str, T
     y = run(layer, x)
     found = {"y": y, "final": layer.h}
     torch.manual_seed(0)
-    parts = [(v.double() * torch.randn(v.shape, dtype=torch.float64)).sum() for v in found.values()]
+    weights = [torch.randn(v.shape, dtype=torch.float64).to(v.device) for v in found.values()]
+    parts = [(v.double() * w).sum() for v, w in zip(found.values(), weights, strict=True)]
     sources = {"x": x, **incoming, **dict(layer.named_parameters())}
     gradients = torch.autograd.grad(sum(parts), list(sources.values()))
     layer.zero_states()
@@ -194,6 +205,7 @@ def test_inputs_weights_and_states_may_lie_anywhere_in_memory(steps: int) -> Non
     assert_one_answer(layer, x, h)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in Triton's interpreter
 def test_not_a_number_and_infinity_pass_as_in_steps() -> None:
     layer, x = perturbed(5, 5, 3), torch.randn(PERIOD + 4, 4, 5, dtype=torch.float64)
     x[2, 0, 1], x[PERIOD, 1, 2], x[3, 2, 0] = float("nan"), float("inf"), -1e200
@@ -238,6 +250,45 @@ def test_mambapys_scan_with_gradients(pscan: bool) -> None:
     assert len(results[0]) == 2 + 6
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- Triton
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@needs_triton
+def test_interpreted_triton_kernels_conform() -> None:
+    chosen = "channels_and_states or may_lie or not_a_number or differences or sixteen"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", Path(__file__).name, "-k", chosen],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "TRACETORCH_TEST_BACKEND": "triton"},
+    )  # fmt: skip
+    if "only 0-dimensional arrays" in done.stdout:
+        pytest.skip("this Triton's interpreter does not run on this NumPy")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert re.search(r"^1\d passed", done.stdout, re.MULTILINE), done.stdout
+
+
+@needs_triton
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("sizes", [(5, 4, 3), (128, 64, 16), (300, 7, 33)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_gpu_gives_what_the_cpu_gives(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer, found = perturbed(*sizes, dtype=dtype), {}
+    x = torch.randn(3 * PERIOD + 1, 4, sizes[0], dtype=dtype)
+    h = state_like(layer, x[0])
+    for device, backend in (("cpu", "cpp"), ("cuda", "triton")):
+        with backends.use(backend):
+            run = everything(layer.to(device), x.to(device), h.to(device), unrolled)
+        found[device] = {name: value.cpu() for name, value in run.items()}
+    for name, value in found["cpu"].items():
+        tolerance = 10 * TOLERANCE[dtype] * max(value.abs().max().item(), 1)
+        torch.testing.assert_close(found["cuda"][name], value, rtol=0, atol=tolerance)
 
 
 # ---------------------------------------------------------------------- derivatives
@@ -351,7 +402,7 @@ def test_without_gradients_nothing_is_kept(
     assert not layer.h.requires_grad
     (dt, B, C), h = layer.project(x), torch.zeros(2, 5, 3, dtype=torch.float64)
     inputs = [t.detach() for t in (dt, x, B, C, layer.A)]
-    y_and_state = torch.ops.tracetorch.scan(h, inputs, SELECTIVE_SCAN.name, False)
+    y_and_state = torch.ops.tracetorch.scan(h, inputs, SELECTIVE_SCAN.name, BACKEND, False)
     assert [t.shape for t in y_and_state] == [(40, 2, 5), (2, 5, 3)]
 
 
@@ -397,7 +448,7 @@ def test_the_operator_passes_torchs_own_checks(training: bool, dtype: torch.dtyp
     inputs.append(layer.A.detach().requires_grad_(training))
     h = torch.randn(2, 5, 3, dtype=dtype, requires_grad=training)
     operator = torch.ops.tracetorch.scan.default
-    torch.library.opcheck(operator, (h, inputs, SELECTIVE_SCAN.name, training))
+    torch.library.opcheck(operator, (h, inputs, SELECTIVE_SCAN.name, BACKEND, training))
 
 
 def test_choosing_eager_steps(operators: Operators) -> None:
@@ -517,3 +568,8 @@ def test_the_source_shows_both_directions_and_the_equation() -> None:
     assert "part_A[k][i] += " in backward
     with pytest.raises(tt.BackendError, match=r"SelectiveSSM\(3, 4, 2.* no kernel: .*bfloat16"):
         layer.bfloat16().kernel_source(dtype=torch.bfloat16)
+    layer = SSM(3, 4, 2)
+    on_gpu = layer.kernel_source(backward=True, backend="triton")
+    assert "part_A_ += " in on_gpu
+    with pytest.raises(ValueError, match=r"one of \['cpp', 'triton'\], got 'eager'"):
+        layer.kernel_source(backend="eager")

@@ -3,6 +3,7 @@
 ``ops`` is the one table of operations, ``graph`` what is computed, ``trace`` step → graph;
 ``kernel`` says what one direction computes; ``cpp`` and ``triton`` render it, ``build`` and
 ``launch`` make it run; ``program`` gives it tensors, ``sequence`` runs it inside autograd.
-``scan``, with ``scan_kernel`` and ``cpp_scan``, does it for outputs summed over many states.
+``scan``, with ``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over
+many states.
 Each knows only those named before it; none knows a layer's class beyond ``tt.Layer``.
 """

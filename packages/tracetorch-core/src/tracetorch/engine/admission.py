@@ -31,7 +31,12 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
 
 def hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def overridden(layer: Layer, *methods: str) -> str | None:

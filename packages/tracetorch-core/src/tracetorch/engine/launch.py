@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.engine import triton
+from tracetorch import backends
+from tracetorch.engine import triton, triton_scan
 from tracetorch.engine.build import BuildError
+from tracetorch.engine.graph import Refused
 from tracetorch.engine.kernel import Kernel
+from tracetorch.engine.scan_kernel import ScanKernel
 
 Launch = Callable[[Sequence["Tensor | None"], Sequence[int]], None]
 
@@ -28,6 +31,9 @@ Launch = Callable[[Sequence["Tensor | None"], Sequence[int]], None]
 _NARROW, _WIDE = (64, 2), (256, 4)
 # programs of the wide kind that a multiprocessor should have before they are made so
 _WIDE_PER_MULTIPROCESSOR = 4
+# of a scan's tiles: states at most, states for each warp, warps at most, and how many tiles a
+# multiprocessor should have before they are made so large; unmeasured
+_WIDEST_TILE, _TILE_PER_WARP, _MOST_WARPS, _TILES_PER_MULTIPROCESSOR = 1024, 128, 8, 2
 
 
 def interpreted() -> bool:
@@ -44,6 +50,24 @@ def missing() -> str | None:
     return None
 
 
+def serving(device: str) -> str:
+    """The backend for tensors on a device, of the chosen kind.
+
+    Raises:
+        Refused: there is none; the message says why.
+    """
+    chosen = backends.chosen()
+    backend = {"cpu": "cpp", "cuda": "triton"}.get(device)
+    if chosen == "triton" and interpreted():
+        backend = "triton"
+    if backend is None or chosen not in ("auto", backend):
+        kind = "" if chosen == "auto" else f"{chosen} "
+        raise Refused(f"there are no {kind}kernels for tensors on {device}")
+    if backend == "triton" and (why := missing()):
+        raise Refused(why)
+    return backend
+
+
 def launcher(kernel: Kernel) -> Launch:
     """What runs a kernel: given its tensors in order (None for null) and its sizes.
 
@@ -53,7 +77,11 @@ def launcher(kernel: Kernel) -> Launch:
     function = function_of(kernel)
     rows = len(triton.scratch(kernel))
     if not interpreted():
-        _compile(kernel, function)
+        types = [kernel.type_of(label) for label in (*kernel.pointers, *triton.scratch(kernel))]
+        block, warps = _sized(kernel, wide=False)
+        # the usual case: many lanes in aligned rows
+        sizes = [16] * (4 + len(kernel.traced.parameters))
+        _compile(function, types, sizes, warps, BLOCK=block)
 
     def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         steps, lanes = sizes[:2]
@@ -62,35 +90,94 @@ def launcher(kernel: Kernel) -> Launch:
             return
         past = x.new_empty((rows, min(steps, kernel.period), lanes), dtype=kernel.real)
         block, warps = _shape(kernel, lanes, x.device)
-        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-            function[(-(-lanes // block),)](
-                *tensors, *past, *sizes, BLOCK=block, num_warps=warps, **_EAGER_ROUNDING
-            )
+        _start(function, -(-lanes // block), (*tensors, *past), sizes, warps, BLOCK=block)
 
     return launch
+
+
+def scan_launcher(kernel: ScanKernel) -> Launch:
+    """The same for a scan; sizes: T, B, D, N, and channels of a block, a power of two.
+
+    Raises:
+        BuildError: Triton cannot compile it here.
+    """
+    function = function_of(kernel)
+    scratch = triton_scan.scratch(kernel)
+    if not interpreted():
+        types = [kernel.real] * len((*kernel.pointers, *scratch))
+        # the usual case: 16 states, many channels
+        _compile(function, types, [16] * 4, 4, BLOCK_D=32, BLOCK_N=16)
+
+    def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+        *sizes, width = sizes
+        _, samples, channels, states = sizes
+        first = tensors[0]
+        if first is None or samples * channels * states == 0:
+            return
+        block = _power_of_two(states)
+        programs = samples * -(-channels // width)
+        past = [first.new_empty(programs * kernel.period * width * block) for _ in scratch]
+        warps = min(max(width * block // _TILE_PER_WARP, 1), _MOST_WARPS)
+        blocks = {"BLOCK_D": width, "BLOCK_N": block}
+        _start(function, programs, (*tensors, *past), sizes, warps, **blocks)
+
+    return launch
+
+
+def scan_width(samples: int, channels: int, states: int, device: torch.device) -> int:
+    """Channels of a scan's block: many, unless there are then too few blocks to fill a GPU."""
+    block = _power_of_two(states)
+    width = min(max(_WIDEST_TILE // block, 1), _power_of_two(channels))
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        while (
+            samples * -(-channels // width) < _TILES_PER_MULTIPROCESSOR * processors
+            and width * block > _TILE_PER_WARP
+            and width > 1
+        ):
+            width //= 2
+    return width
+
+
+def _power_of_two(size: int) -> int:
+    """The next one from a size."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 # comparisons and rounding stay as eager has them: no fused multiply-add
 _EAGER_ROUNDING = {"enable_fp_fusion": False}
 
 
-def function_of(kernel: Kernel) -> Any:
+def _start(
+    function: Any,
+    programs: int,
+    tensors: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    warps: int,
+    **blocks: int,
+) -> None:
+    device = next(tensor.device for tensor in tensors if tensor is not None)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        function[(programs,)](*tensors, *sizes, **blocks, num_warps=warps, **_EAGER_ROUNDING)
+
+
+def function_of(kernel: Kernel | ScanKernel) -> Any:
     """The kernel as a function that ``triton.jit`` made."""
-    source = triton.render(kernel)
+    renderer: Any = triton_scan if isinstance(kernel, ScanKernel) else triton
+    source = renderer.render(kernel)
     file = f"<tracetorch {hashlib.sha256(source.encode()).hexdigest()[:24]}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {"__name__": "tracetorch.engine.generated"}
     exec(compile(source, file, "exec"), namespace)  # noqa: S102 - rendered from the table above
-    return namespace[triton.name_of(kernel)]
+    return namespace[renderer.name_of(kernel)]
 
 
-def _compile(kernel: Kernel, function: Any) -> None:
-    """Compile for the usual case, many lanes in aligned rows, so that what fails fails early."""
-    types = [kernel.type_of(label) for label in (*kernel.pointers, *triton.scratch(kernel))]
-    sizes = [16] * (4 + len(kernel.traced.parameters))
-    block, warps = _sized(kernel, wide=False)
+def _compile(
+    function: Any, types: Sequence[torch.dtype], sizes: Sequence[int], warps: int, **blocks: int
+) -> None:
+    """Compile for the usual case, so that what fails fails early."""
     try:
-        function.warmup(*types, *sizes, grid=(1,), BLOCK=block, num_warps=warps, **_EAGER_ROUNDING)
+        function.warmup(*types, *sizes, grid=(1,), **blocks, num_warps=warps, **_EAGER_ROUNDING)
     except Exception as error:  # of Triton's front end, LLVM, the assembler or the C compiler
         raise BuildError(f"Triton refused a kernel: {type(error).__name__}: {error}") from error
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from tracetorch import backends
-from tracetorch.engine import build, cpp_scan
+from tracetorch.engine import build, cpp_scan, triton_scan
 from tracetorch.engine.admission import hooked, peculiar, transformed
 from tracetorch.engine.cpp import REAL
 from tracetorch.engine.graph import Refused
+from tracetorch.engine.launch import Launch, scan_launcher, scan_width, serving
 from tracetorch.engine.operators import differentiated
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
 from tracetorch.engine.trace import Traced, trace_function
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 _scans: dict[str, Scan] = {}
 
 _library: Any = torch.library.Library("tracetorch", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("scan(Tensor h, Tensor[] inputs, str name, bool training) -> Tensor[]")
+_library.define("scan(Tensor h, Tensor[] inputs, str name, str backend, bool training) -> Tensor[]")
 _library.define(
-    "scan_backward(Tensor?[] cotangents, Tensor kept, Tensor[] inputs, str name) -> Tensor[]"
+    "scan_backward(Tensor?[] cotangents, Tensor kept, Tensor[] inputs, str name, str backend) "
+    "-> Tensor[]"
 )
 
 
@@ -79,10 +81,11 @@ class Scan:
         new, share = self.lane(h, *placed)
         return new, share.sum(-1)
 
-    def sequence(self, h: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """All timesteps in one kernel, where :func:`served` said so.
+    def sequence(self, backend: str, h: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """All timesteps in one kernel.
 
         Args:
+            backend: what :func:`served` answered.
             h: states ``[…, D, N]``.
             inputs: in the order of ``axes``: ``[T, …, D]``, ``[T, …, N]`` or ``[D, N]``.
 
@@ -96,7 +99,7 @@ class Scan:
         ]
         states = h.reshape(around.numel(), *h.shape[-2:])
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (states, *flat))
-        y, new, *_ = torch.ops.tracetorch.scan(states, flat, self.name, training)
+        y, new, *_ = torch.ops.tracetorch.scan(states, flat, self.name, backend, training)
         return new.reshape(h.shape), y.reshape(y.shape[0], *around, y.shape[-1])
 
     @functools.cache  # noqa: B019 - scans live as long as the process
@@ -138,29 +141,38 @@ def bypassed() -> bool:
     return backends.chosen() == "eager" or transformed()
 
 
-def served(number: int, name: str, real: torch.dtype, device: str, training: bool) -> bool:
-    """Whether a layer's scan has its kernels, compiled; if not, it is said as backends do.
+def served(number: int, name: str, real: torch.dtype, device: str, training: bool) -> str | None:
+    """The backend whose kernels, compiled, a layer's scan has; None is said as backends do.
 
     Asked and answered in constants: ``torch.compile`` takes the answer as one.
     """
     layer = numbered(number)
-    why = _peculiar(layer) or _refusal(_scans[name], real, device, training, backends.chosen())
-    if why is not None:
-        backends.cannot(layer, why)
-    return why is None
+    try:
+        if why := _peculiar(layer):
+            raise Refused(why)
+        backend = serving(device)
+        if why := _failure(_scans[name], real, backend, training):
+            raise Refused(why)
+    except Refused as refused:
+        backends.cannot(layer, str(refused))
+        return None
+    return backend
 
 
 served._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def source(layer: Layer, name: str, real: torch.dtype, backward: bool) -> str:
+def source(layer: Layer, name: str, real: torch.dtype, backward: bool, backend: str) -> str:
     """The source of a layer's kernel.
 
     Raises:
-        BackendError: there is none; the message says why.
+        ValueError: there is no such backend.
+        BackendError: there is no kernel; the message says why.
     """
+    if backend not in _RENDERERS:
+        raise ValueError(f"kernel_source: backend must be one of {[*_RENDERERS]}, got {backend!r}")
     try:
-        return cpp_scan.render(_scans[name].kernel(real, backward))
+        return _RENDERERS[backend](_scans[name].kernel(real, backward))
     except Refused as why:
         raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
 
@@ -179,46 +191,66 @@ def _peculiar(layer: Layer) -> str | None:
 
 
 @functools.cache
-def _refusal(scan: Scan, real: torch.dtype, device: str, training: bool, chosen: str) -> str | None:
-    if device != "cpu" or chosen not in ("auto", "cpp"):
-        kind = "" if chosen == "auto" else f"{chosen} "
-        return f"there are no {kind}kernels for scans on {device}"
+def _failure(scan: Scan, real: torch.dtype, backend: str, training: bool) -> str | None:
+    """Compile what is needed, in C++ both directions at once; or why there is no kernel."""
     try:
         kernels = [scan.kernel(real, backward) for backward in (False, True)[: 1 + training]]
-        with ThreadPoolExecutor(len(kernels)) as pool:
-            list(pool.map(_compiled, kernels))
+        if backend == "triton":  # which compiles for this thread's current device
+            list(map(_launchers[backend], kernels))
+        else:
+            with ThreadPoolExecutor(len(kernels)) as pool:
+                list(pool.map(_launchers[backend], kernels))
     except (Refused, build.BuildError) as why:
         return str(why)
     return None
 
 
-@functools.cache
-def _compiled(kernel: ScanKernel) -> Any:
-    return build.entry_point(cpp_scan.render(kernel))
+def _native(kernel: ScanKernel) -> Launch:
+    run = build.entry_point(cpp_scan.render(kernel))
+
+    def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        run(
+            (ctypes.c_void_p * len(tensors))(*pointers),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            torch.get_num_threads(),
+        )
+
+    return launch
 
 
-def _run(kernel: ScanKernel, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+_RENDERERS = {"cpp": cpp_scan.render, "triton": triton_scan.render}
+_launchers = {"cpp": functools.cache(_native), "triton": functools.cache(scan_launcher)}
+
+
+def _run(
+    kernel: ScanKernel, backend: str, tensors: Sequence[Tensor | None], sizes: Sequence[int]
+) -> None:
     held = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-    pointers = (0 if tensor is None else tensor.data_ptr() for tensor in held)
-    _compiled(kernel)(
-        (ctypes.c_void_p * len(held))(*pointers),
-        (ctypes.c_int64 * len(sizes))(*sizes),
-        torch.get_num_threads(),
-    )
+    _launchers[backend](kernel)(held, sizes)
+
+
+def _width(kernel: ScanKernel, backend: str, like: Tensor, *sizes: int) -> int:
+    """Channels of a block; ``sizes``: B, D, N."""
+    return kernel.width if backend == "cpp" else scan_width(*sizes, like.device)
 
 
 # ---------------------------------------------------------------------- the operators
 
 
-def _scan(h: Tensor, inputs: list[Tensor], name: str, training: bool) -> list[Tensor]:
+def _scan(h: Tensor, inputs: list[Tensor], name: str, backend: str, training: bool) -> list[Tensor]:
     kernel = _scans[name].kernel(h.dtype, backward=False)
-    y, new, *kept = outputs = _scan_shapes(h, inputs, name, training)
-    _run(kernel, [h, *inputs, y, new, kept[0] if kept else None], (y.shape[0], *h.shape))
+    y, new, *kept = outputs = _scan_shapes(h, inputs, name, backend, training)
+    sizes = (y.shape[0], *h.shape, _width(kernel, backend, h, *h.shape))
+    _run(kernel, backend, [h, *inputs, y, new, kept[0] if kept else None], sizes)
     return outputs
 
 
-def _scan_shapes(h: Tensor, inputs: list[Tensor], name: str, training: bool) -> list[Tensor]:
+def _scan_shapes(
+    h: Tensor, inputs: list[Tensor], name: str, backend: str, training: bool
+) -> list[Tensor]:
     """Outputs ``[T, B, D]``, the last states and, for training, kept states."""
+    del backend
     samples, channels, states = h.shape
     steps = _steps(inputs, name)
     period = ScanKernel.period
@@ -232,11 +264,12 @@ def _steps(inputs: Sequence[Tensor], name: str) -> int:
 
 
 def _scan_backward(
-    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str
+    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str, backend: str
 ) -> list[Tensor]:
     kernel = _scans[name].kernel(kept.dtype, backward=True)
     _, samples, states, channels = kept.shape
-    steps, groups = _steps(inputs, name), -(-channels // kernel.width)
+    width = _width(kernel, backend, kept, samples, channels, states)
+    steps, groups = _steps(inputs, name), -(-channels // width)
     shapes = {
         CHANNEL: (steps, samples, channels),
         STATE: (groups, steps, samples, states),
@@ -244,8 +277,8 @@ def _scan_backward(
     }
     axes = [kernel.axes.get(name.removeprefix("grad "), "h") for name in kernel.gradients]
     found = [kept.new_empty(shapes[FIXED if axis == "h" else axis]) for axis in axes]
-    sizes = (steps, samples, channels, states)
-    _run(kernel, [kept, *inputs, *cotangents, *found], sizes)
+    sizes = (steps, samples, channels, states, width)
+    _run(kernel, backend, [kept, *inputs, *cotangents, *found], sizes)
     return [_whole(gradient, axis) for gradient, axis in zip(found, axes, strict=True)]
 
 
@@ -255,9 +288,9 @@ def _whole(gradient: Tensor, axis: str) -> Tensor:
 
 
 def _scan_backward_shapes(
-    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str
+    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str, backend: str
 ) -> list[Tensor]:
-    del cotangents
+    del cotangents, backend
     kernel = _scans[name].kernel(kept.dtype, backward=True)
     _, samples, states, channels = kept.shape
     shapes = dict(zip(kernel.axes, (t.shape for t in inputs), strict=True))
@@ -266,7 +299,7 @@ def _scan_backward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    h, given, ctx.name, training = inputs
+    h, given, ctx.name, ctx.backend, training = inputs
     ctx.set_materialize_grads(False)
     if training:
         ctx.mark_non_differentiable(output[2])
@@ -280,10 +313,12 @@ def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
         found = _replay(ctx.name, h, inputs, gradients[:2], needed)
     else:
         kernel = _scans[ctx.name].kernel(h.dtype, backward=True)
-        values = torch.ops.tracetorch.scan_backward(gradients[:2], kept, inputs, ctx.name)
+        values = torch.ops.tracetorch.scan_backward(
+            gradients[:2], kept, inputs, ctx.name, ctx.backend
+        )
         named = dict(zip(kernel.gradients, values, strict=True))
         found = [named.get(f"grad {name}") for name in ("h", *kernel.axes)]
-    return found[0], found[1:], None, None
+    return found[0], found[1:], None, None, None
 
 
 def _replay(
@@ -305,8 +340,9 @@ def _replay(
     return differentiated((torch.stack(ys), now), cotangents, (h, *inputs), needed)
 
 
-_library.impl("scan", _scan, "CPU")
-_library.impl("scan_backward", _scan_backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("scan", _scan, _device)
+    _library.impl("scan_backward", _scan_backward, _device)
 torch.library.register_fake("tracetorch::scan", _scan_shapes, lib=_library)
 torch.library.register_fake("tracetorch::scan_backward", _scan_backward_shapes, lib=_library)
 torch.library.register_autograd(

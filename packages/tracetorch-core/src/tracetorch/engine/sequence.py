@@ -16,7 +16,7 @@ from tracetorch.engine import build, operators, segments
 from tracetorch.engine.admission import fingerprint, overridden, peculiar, recorded, transformed
 from tracetorch.engine.cpp import REAL, STORED
 from tracetorch.engine.graph import Refused
-from tracetorch.engine.launch import interpreted, missing
+from tracetorch.engine.launch import serving
 from tracetorch.engine.program import RENDERERS, Plan, Program, register
 from tracetorch.engine.trace import trace, weights_of
 from tracetorch.numbering import numbered
@@ -188,7 +188,7 @@ def _prepared(
     single: bool,
 ) -> Plan | None:
     try:
-        plan = _program(layer, ndim, real, stored, _backend(device)).plan(flags)
+        plan = _program(layer, ndim, real, stored, serving(device)).plan(flags)
         plan.prepare()
     except (Refused, build.BuildError) as why:
         if not single:  # a step is its own definition, whatever is chosen for sequences
@@ -211,17 +211,3 @@ def _program(
         raise Refused(f"its step raised {type(error).__name__} on a sample: {error}") from error
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
     return register(Program(traced, real, stored, layer.num_neurons, dim, backend))
-
-
-def _backend(device: str) -> str:
-    """The backend for tensors on a device, of the chosen kind."""
-    chosen = backends.chosen()
-    serving = {"cpu": "cpp", "cuda": "triton"}.get(device)
-    if chosen == "triton" and interpreted():
-        serving = "triton"
-    if serving is None or chosen not in ("auto", serving):
-        kind = "" if chosen == "auto" else f"{chosen} "
-        raise Refused(f"there are no {kind}kernels for tensors on {device}")
-    if serving == "triton" and (why := missing()):
-        raise Refused(why)
-    return serving

@@ -8,7 +8,7 @@ source alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ from tracetorch.engine.ops import TABLE
 REAL = {torch.float32: "float32", torch.float64: "float64"}
 
 # timesteps of input on their way from memory while one is computed; unmeasured
-_STAGES = 4
+STAGES = 4
 
 
 def name_of(kernel: Kernel) -> str:
@@ -41,16 +41,40 @@ def render(kernel: Kernel) -> str:
     strides = [direction.stride(name) for name in kernel.traced.parameters]
     # lanes alone says how rows are aligned; other sizes would only be compiled for anew
     fixed = ["steps", "neurons", "inner", *strides]
+    sizes = ["steps", "lanes", *fixed[1:]]
+    return module(name_of(kernel), kernel.real, pointers, sizes, fixed, ["BLOCK"], body)
+
+
+def module(
+    name: str,
+    real: torch.dtype,
+    pointers: Sequence[str],
+    sizes: Sequence[str],
+    fixed: Sequence[str],
+    blocks: Sequence[str],
+    body: str,
+) -> str:
+    """The text of a module that holds one function.
+
+    Args:
+        name: of the function.
+        real: the type of its arithmetic.
+        pointers: its first arguments.
+        sizes: the next.
+        fixed: the sizes that are not compiled for anew where they are 1 or divisible by 16.
+        blocks: the last, known when it is compiled.
+        body: its lines.
+    """
     return (
         "import triton\n"
         "import triton.language as tl\n"
         "from tracetorch.engine import triton_math as math\n\n"
-        f"real = tl.constexpr(tl.{REAL[kernel.real]})\n\n\n"
-        f"@triton.jit(do_not_specialize={fixed})\n"
-        f"def {name_of(kernel)}(\n"
+        f"real = tl.constexpr(tl.{REAL[real]})\n\n\n"
+        f"@triton.jit(do_not_specialize={list(fixed)})\n"
+        f"def {name}(\n"
         f"    {', '.join(pointers)},\n"
-        f"    {', '.join(['steps', 'lanes', *fixed[1:]])},\n"
-        f"    BLOCK: tl.constexpr,\n"
+        f"    {', '.join(sizes)},\n"
+        f"    {', '.join(f'{block}: tl.constexpr' for block in blocks)},\n"
         f"):\n{body}"
     )
 
@@ -60,16 +84,19 @@ def scratch(kernel: Kernel) -> tuple[str, ...]:
     return tuple(f"past {name}" for name in kernel.remembered) if kernel.backward else ()
 
 
-class _Direction:
-    """What both directions share: names, a program's lanes, its parameters, one timestep."""
+class Writer:
+    """Lines of Triton, names of its own for what is named, and a timestep in them."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.traced = kernel, kernel.traced
+    # of a constant, so that it goes with every other value
+    shape = "[BLOCK]"
+
+    def __init__(self) -> None:
         self.lines: list[str] = []
         self._names: dict[str, str] = {}
         self._constants: dict[Node, str] = {}
 
     def say(self, depth: int, *lines: str) -> None:
+        """Add lines."""
         self.lines += ["    " * depth + line for line in lines]
 
     def name(self, label: str) -> str:
@@ -81,11 +108,59 @@ class _Direction:
             self._names[label] = name
         return self._names[label]
 
+    def pointer(self, label: str) -> str:
+        """The argument that leads to it."""
+        return f"{self.name(label)}ptr"
+
+    def constants(self, *outputs: Mapping[str, Node]) -> None:
+        """What these outputs are computed from and never changes."""
+        for node in ordered(node for graph in outputs for node in graph.values()):
+            if node.op == CONST and node not in self._constants:
+                self._constants[node] = name = f"c{len(self._constants)}"
+                self.say(1, f"{name} = tl.full({self.shape}, {_literal(node.value)}, real)")
+
+    def timestep(
+        self, depth: int, outputs: Mapping[str, Node], read: Mapping[str, str], time: str = ""
+    ) -> dict[str, str]:
+        """Every value once.
+
+        Args:
+            depth: of indentation.
+            outputs: what is computed.
+            read: how inputs are read that no variable holds yet.
+            time: which timestep it is, for random numbers.
+        """
+        values: dict[Node, str] = dict(self._constants)
+        # inputs first: what comes from memory is asked for before anything waits for it
+        for node in sorted(ordered(outputs.values()), key=lambda node: node.op != INPUT):
+            if node.op == INPUT:
+                values[node] = self.name(node.label)
+                if node.label in read:
+                    self.say(depth, f"{values[node]} = {read[node.label]}")
+            elif node.op == RANDOM:
+                values[node] = f"drawn_{node.label}"
+                text = f"math.uniform(lane_mixed, random_seed, random_count + {time}, {node.label})"
+                self.say(depth, f"{values[node]} = {text}.to(real)")
+            elif node.op != CONST:
+                text = TABLE[node.op].triton.format(*(values[arg] for arg in node.args))
+                values[node] = f"v{len(values)}"
+                self.say(depth, f"{values[node]} = {text}")
+        return {name: values[node] for name, node in outputs.items()}
+
+    def finished(self) -> str:
+        """All lines."""
+        return "\n".join(self.lines) + "\n"
+
+
+class _Direction(Writer):
+    """What both directions share: a program's lanes, its parameters, what lies where."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel, self.traced = kernel, kernel.traced
+
     def names(self, prefix: str, states: Iterable[str]) -> list[str]:
         return [self.name(f"{prefix}{state}") for state in states]
-
-    def pointer(self, label: str) -> str:
-        return f"{self.name(label)}ptr"
 
     def stride(self, parameter: str) -> str:
         return f"{self.name(parameter)}stride"
@@ -118,46 +193,12 @@ class _Direction:
                 "row = lane // (neurons * inner) * inner + lane % inner",
                 "lane_mixed = math.mixed((row * neurons + neuron + random_seed).to(tl.uint32))",
             )
-        for node in ordered(node for graph in outputs for node in graph.values()):
-            if node.op == CONST and node not in self._constants:
-                self._constants[node] = name = f"c{len(self._constants)}"
-                self.say(1, f"{name} = tl.full([BLOCK], {_literal(node.value)}, real)")
-
-    def timestep(
-        self, depth: int, outputs: Mapping[str, Node], read: Mapping[str, str], time: str
-    ) -> dict[str, str]:
-        """Every value once.
-
-        Args:
-            depth: of indentation.
-            outputs: what is computed.
-            read: how inputs are read that no variable holds yet.
-            time: which timestep it is.
-        """
-        values: dict[Node, str] = dict(self._constants)
-        # inputs first: what comes from memory is asked for before anything waits for it
-        for node in sorted(ordered(outputs.values()), key=lambda node: node.op != INPUT):
-            if node.op == INPUT:
-                values[node] = self.name(node.label)
-                if node.label in read:
-                    self.say(depth, f"{values[node]} = {read[node.label]}")
-            elif node.op == RANDOM:
-                values[node] = f"drawn_{node.label}"
-                text = f"math.uniform(lane_mixed, random_seed, random_count + {time}, {node.label})"
-                self.say(depth, f"{values[node]} = {text}.to(real)")
-            elif node.op != CONST:
-                text = TABLE[node.op].triton.format(*(values[arg] for arg in node.args))
-                values[node] = f"v{len(values)}"
-                self.say(depth, f"{values[node]} = {text}")
-        return {name: values[node] for name, node in outputs.items()}
+        self.constants(*outputs)
 
     def assign(self, depth: int, targets: Iterable[str], values: Iterable[str]) -> None:
         """All at once, since a value may be another target."""
         if left := ", ".join(targets):
             self.say(depth, f"{left} = {', '.join(values)}")
-
-    def finished(self) -> str:
-        return "\n".join(self.lines) + "\n"
 
 
 class _Forward(_Direction):
@@ -171,7 +212,7 @@ class _Forward(_Direction):
         self.say(1, "at = lane")
         if kept:
             self.say(1, "kept_at = lane")
-        self.say(1, f"for t in tl.range(0, steps, num_stages={_STAGES}):")
+        self.say(1, f"for t in tl.range(0, steps, num_stages={STAGES}):")
         for name in kept:
             place = f"{self.pointer(f'kept {name}')} + kept_at"
             first = f"lane < lanes * (t % {period} == 0)"
@@ -224,7 +265,7 @@ class _Backward(_Direction):
         for name in kept:
             self.say(2, f"{self.name(name)} = {self.load(f'kept {name}', 'kept_at')}")
             self.say(2, self.store(f"past {name}", "past_at", self.name(name)))
-        self.say(2, f"for j in tl.range(1, length, num_stages={_STAGES}):")
+        self.say(2, f"for j in tl.range(1, length, num_stages={STAGES}):")
         read = {"x": f"{self.load('x', 'at')}.to(real)"}
         found = self.timestep(3, outputs, read, "first + j - 1")
         self.assign(3, self.names("", kept), (found[f"new {name}"] for name in kept))
@@ -243,7 +284,7 @@ class _Backward(_Direction):
         parts = self.names("part ", self.summed)
         for name in parts:
             self.say(2, f"{name} = tl.zeros([BLOCK], real)")
-        self.say(2, f"for j in tl.range(0, length, num_stages={_STAGES}):")
+        self.say(2, f"for j in tl.range(0, length, num_stages={STAGES}):")
         read = {name: self.load(f"past {name}", "past_at") for name in kept}
         read |= {"x": f"{self.load('x', 'at')}.to(real)", "grad y": self.given("grad y", "at")}
         found = self.timestep(3, outputs, read, "first + length - 1 - j")

@@ -140,19 +140,22 @@ class SelectiveSSM(Layer):
 
     def _sequence(self, x: Tensor) -> Tensor:
         dtype, place, spec = self._state_dtype(x), self.dim % (x.ndim - 1), self._state_specs["h"]
-        if not self._scans(dtype, x.device.type):
+        backend = self._backend(dtype, x.device.type)
+        if backend is None:
             return torch.stack([self(timestep) for timestep in x])
         last = moved(x, place + 1, x.ndim - 1).to(dtype)
         standing = spec.to_last(self._standing("h", spec, x[0], dtype), place)
         p, (dt, B, C) = self._parameters_as(dtype), self.project(last)
-        h, y = SELECTIVE_SCAN.sequence(standing, dt, last, B, C, p.A)
+        h, y = SELECTIVE_SCAN.sequence(backend, standing, dt, last, B, C, p.A)
         self._states = {"h": spec.from_last(h, place)}
         return moved(self._read_out(y, last, p), x.ndim - 1, place + 1).to(x.dtype)
 
-    def _scans(self, dtype: torch.dtype, device: str) -> bool:
-        """Whether whole sequences of this kind go through a kernel."""
-        name, training = SELECTIVE_SCAN.name, torch.is_grad_enabled()
-        return not scan.bypassed() and scan.served(self._number, name, dtype, device, training)
+    def _backend(self, dtype: torch.dtype, device: str) -> str | None:
+        """Whose kernel whole sequences of this kind go through; None where they are stepped."""
+        if scan.bypassed():
+            return None
+        training = torch.is_grad_enabled()
+        return scan.served(self._number, SELECTIVE_SCAN.name, dtype, device, training)
 
     def kernel_source(
         self,
@@ -161,11 +164,10 @@ class SelectiveSSM(Layer):
         backward: bool = False,
         backend: str = "cpp",
     ) -> str:
-        """The generated source of the scan's kernel, in C++ only; the same for every ``ndim``."""
+        """The generated source of the scan's kernel; the same for every ``ndim``."""
         del ndim
-        if backend != "cpp":
-            raise ValueError(f"{self!r}: the scan has a kernel in cpp only, not in {backend!r}")
-        return scan.source(self, SELECTIVE_SCAN.name, self._promoted(dtype), backward)
+        real = self._promoted(dtype)
+        return scan.source(self, SELECTIVE_SCAN.name, real, backward, backend)
 
     def extra_repr(self) -> str:
         """Sizes, rank of the step sizes, dim."""
