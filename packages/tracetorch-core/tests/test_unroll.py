@@ -96,10 +96,11 @@ counts = st.one_of(st.none(), st.integers(1, 8))
     time_dim=st.integers(-3, 2),
     chunk_size=counts,
     detach_every=counts,
+    recompute=st.booleans(),
 )
 def test_unroll_is_the_loop_written_out(
     steps: int, batch: int, warm: int, time_dim: int, chunk_size: int | None,
-    detach_every: int | None,
+    detach_every: int | None, recompute: bool,
 ) -> None:  # fmt: skip
     x, before = torch.randn(steps, batch, 3).double(), torch.randn(warm, batch, 3).double()
 
@@ -109,6 +110,7 @@ def test_unroll_is_the_loop_written_out(
             time_dim=time_dim,
             chunk_size=chunk_size,
             detach_every=detach_every,
+            recompute=recompute,
         )
         assert type(outputs["rest"]) is tuple
         assert type(outputs["rest"][1]) is list
@@ -127,6 +129,7 @@ def test_a_sample_ends_at_its_own_length(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
     time_dim, chunk_size = data.draw(st.integers(-3, 2)), data.draw(counts)
     warm, detach_every = data.draw(st.integers(0, 2)), data.draw(counts)
+    recompute = data.draw(st.booleans())
     x, before = torch.randn(steps, batch, 3).double(), torch.randn(warm, batch, 3).double()
 
     def unrolled(model: Net, x: Tensor) -> Everything:
@@ -136,6 +139,7 @@ def test_a_sample_ends_at_its_own_length(data: st.DataObject) -> None:
             lengths=torch.tensor(lengths),
             chunk_size=chunk_size,
             detach_every=detach_every,
+            recompute=recompute,
         )
         return {name: y.movedim(time_dim, 0) for name, y in flat(outputs).items()}
 
@@ -381,6 +385,7 @@ def test_a_misfit_midway_names_the_layer_and_changes_nothing() -> None:
         ({"detach_every": 0}, ValueError, "detach_every must be an integer of at least 1, got 0"),
         ({"detach_every": "all"}, TypeError,
          "detach_every must be an integer of at least 1, got 'all'"),
+        ({"recompute": 1}, TypeError, "recompute must be True or False, got 1"),
         ({"lengths": [1, 2]}, TypeError, "lengths must be a tensor of integers [B], got [1, 2]"),
         ({"lengths": 3}, TypeError, "lengths must be a tensor of integers [B], got 3"),
         ({"lengths": torch.ones(2)}, TypeError,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from tracetorch.keeping import buffers_kept
+
 if TYPE_CHECKING:
     from tracetorch.folding import Fold
     from tracetorch.layer import Layer
@@ -66,7 +68,9 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
             outer = _restored()
             _local.restored = outer | standing.keys()
             try:
-                yield
+                # of a batch norm, statistics count a batch once
+                with buffers_kept(module):
+                    yield
             finally:
                 _local.restored = outer
                 for layer, before in standing.items():

@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from tracetorch import state_files
+from tracetorch.assembling import assembled
+from tracetorch.checkpointing import restored_states
+from tracetorch.engine.admission import transformed
 from tracetorch.errors import LayerError, StateError
 from tracetorch.folding import Unfoldable, folded, looking_out
 from tracetorch.keeping import buffers_kept
@@ -243,6 +247,7 @@ class Model(Boundary):
         lengths: Tensor | None = None,
         chunk_size: int | None = None,
         detach_every: int | None = None,
+        recompute: bool = False,
     ) -> Any:
         """A whole sequence: ``torch.stack([model(x_t) for x_t in x])``, from the standing states.
 
@@ -255,6 +260,10 @@ class Model(Boundary):
             detach_every: cut the states from the graph between every so many timesteps (truncated
                 back-propagation through time), counted from the start of this call. The final
                 states keep the graph of the last timesteps, of a sample's own with ``lengths``.
+            recompute: keep of each chunk only its outputs and the states it began with, and
+                compute the rest again when it is differentiated: a third more time, and the
+                memory of one chunk. Without gradients, and in a compiled graph, this changes
+                nothing.
 
         Returns:
             The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
@@ -269,20 +278,48 @@ class Model(Boundary):
             lengths = _checked_lengths(lengths, steps)
         every = _checked_count("detach_every", detach_every)
         size = _checked_count("chunk_size", chunk_size)
+        if not isinstance(recompute, bool):
+            raise TypeError(f"unroll: recompute must be True or False, got {recompute!r}")
         before = self._standing()
-        chunks = []
+        bounds = _bounds(len(steps), every, size, lengths)
+        chunks = self._chunks(steps, bounds, every, lengths, recompute)
         try:
-            for start, stop in itertools.pairwise(_bounds(len(steps), every, size, lengths)):
-                active = None if lengths is None else lengths > start
-                if every and start and start % every == 0:
-                    self._cut(active)
-                chunks.append(self._chunk(steps[start:stop], active))
-            return tree_map(lambda *parts: _joined(parts, time_dim), *chunks)
+            if len(bounds) == 2:
+                outputs = next(chunks)
+            elif torch.compiler.is_compiling() or transformed():
+                outputs = tree_map(lambda *parts: torch.cat(parts), *chunks)
+            else:
+                outputs = assembled(chunks, len(steps))
+            return tree_map(lambda output: _timed(output, time_dim), outputs)
         except BaseException as error:
             self._restore(before)
             if isinstance(error, LayerError):
                 self._locate(error)
             raise
+
+    def _chunks(
+        self,
+        steps: Tensor,
+        bounds: list[int],
+        every: int | None,
+        lengths: Tensor | None,
+        recompute: bool,
+    ) -> Iterator[Any]:
+        """Outputs ``[t, B, …]`` between every two bounds."""
+        quiet = torch.compiler.is_compiling() or transformed() or not torch.is_grad_enabled()
+        for start, stop in itertools.pairwise(bounds):
+            active = None if lengths is None else lengths > start
+            if every and start and start % every == 0:
+                self._cut(active)
+            if recompute and not quiet:
+                yield self._recomputed(steps[start:stop], active)
+            else:
+                yield self._chunk(steps[start:stop], active)
+
+    def _recomputed(self, steps: Tensor, active: Tensor | None) -> Any:
+        """The chunk, of which nothing is kept but its outputs."""
+        restored = restored_states(self)
+        return checkpoint(self._chunk, steps, active, use_reentrant=False, context_fn=restored)
 
     def _chunk(self, steps: Tensor, active: Tensor | None) -> Any:
         """Some timesteps in which no sample ends; those that have ended stand still, silent."""
@@ -480,8 +517,8 @@ def _checked_sequence(x: Tensor, time_dim: int) -> Tensor:
     return x.movedim(time_dim, 0)
 
 
-def _joined(parts: tuple[Tensor, ...], time_dim: int) -> Tensor:
-    outputs = torch.cat(parts)
+def _timed(outputs: Tensor, time_dim: int) -> Tensor:
+    """Outputs ``[T, …]`` with time at ``time_dim``."""
     if not -outputs.ndim <= time_dim < outputs.ndim:
         raise ValueError(
             f"unroll: outputs of shape {list(outputs.shape)}, time first, have no dimension "

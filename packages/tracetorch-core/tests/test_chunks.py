@@ -1,0 +1,183 @@
+"""Chunks of a sequence: put together without a second copy, and computed again when asked."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import tracetorch as tt
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import jvp
+from tracetorch.testing import AdaptiveLIF, Trace
+
+
+class Noisy(tt.Model):
+    """Everything that a second forward pass could change: statistics, masks, random spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.lif, self.out = AdaptiveLIF(4), Trace(4)
+        self.outputs: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.out(self.drop(self.lif(self.norm(x))))
+        return y, torch.sigmoid(y)
+
+
+def results(model: tt.Model, x: Tensor, **options: Any) -> list[Tensor]:
+    """Outputs, all gradients, final states and buffers."""
+    torch.manual_seed(5)
+    model.zero_states()
+    x = x.clone().requires_grad_()
+    ys = model.unroll(x, **options)
+    states = list(model.get_states().values())
+    loss = sum(((k + 1) * value.sin()).sum() for k, value in enumerate([*ys, *states]))
+    gradients = torch.autograd.grad(loss, [x, *model.parameters()])
+    return [*ys, *gradients, *states, *model.buffers()]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10])
+def test_recomputing_changes_nothing(size: int) -> None:
+    x, found = torch.randn(10, 3, 4, dtype=torch.float64), []
+    for recompute in (False, True):
+        torch.manual_seed(4)
+        model = Noisy().double()
+        found.append(results(model, x, chunk_size=size, recompute=recompute))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def kept(model: tt.Model, x: Tensor, **options: Any) -> int:
+    """Elements that autograd keeps of an unrolled sequence, those of ``x`` apart."""
+    held: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+            held.append(tensor.numel())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.unroll(x, **options)
+    return sum(held)
+
+
+def test_of_a_recomputed_chunk_nothing_is_kept_but_its_outputs() -> None:
+    model, x = Noisy(), torch.randn(40, 3, 4)
+    assert kept(model, x, chunk_size=8) >= 3 * x.numel()
+    assert kept(model, x, chunk_size=8, recompute=True) == 0
+    with torch.no_grad():
+        assert kept(model, x, chunk_size=8, recompute=True) == 0
+
+
+class Watched(tt.Model):
+    """Counts which outputs of earlier chunks are still there when a chunk begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leak, self.calls, self.alive = Trace(4), _Quiet(), _Quiet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.alive.append(sum(ref() is not None for ref in self.calls))
+        y: Tensor = self.leak(x) * 2
+        self.calls.append(weakref.ref(y))
+        return y
+
+
+class _Quiet(list[Any]):
+    """A list that the look-out for changed containers leaves alone."""
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_outputs_of_earlier_chunks_are_gone_when_the_next_begins(grad: bool) -> None:
+    model, x = Watched(), torch.randn(12, 3, 4, requires_grad=grad)
+    y = model.unroll(x, chunk_size=4)
+    assert model.alive == [0] * len(model.alive)
+    assert len(model.alive) == 1 + 3
+    model.zero_states()
+    assert torch.equal(y, model.unroll(x))
+
+
+def test_the_whole_may_be_changed_in_place() -> None:
+    model, found = Watched(), []
+    for size in (4, None):
+        x = torch.linspace(-1, 1, 144).view(12, 3, 4).requires_grad_()
+        model.zero_states()
+        y = model.unroll(x, chunk_size=size)
+        y.mul_(3)
+        y[5].add_(y[6])
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_first_and_second_derivatives_agree_with_differences(recompute: bool) -> None:
+    model = Watched().double()
+    x = torch.randn(5, 2, 4, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        model.zero_states()
+        y: Tensor = model.unroll(x, chunk_size=2, recompute=recompute)
+        return y.sin() * y
+
+    assert torch.autograd.gradcheck(run, x)
+    assert torch.autograd.gradgradcheck(run, x)
+
+
+def test_forward_mode_goes_through_chunks() -> None:
+    model, x = Watched().double(), torch.randn(5, 2, 4, dtype=torch.float64)
+
+    def run(size: int | None) -> Callable[[Tensor], Tensor]:
+        def unrolled(x: Tensor) -> Tensor:
+            model.zero_states()
+            y: Tensor = model.unroll(x, chunk_size=size, recompute=True)
+            return y
+
+        return unrolled
+
+    for got, expected in zip(
+        jvp(run(2), (x,), (x.cos(),)), jvp(run(None), (x,), (x.cos(),)), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+class Changing(tt.Model):
+    """What it puts out depends on the number of timesteps it has seen."""
+
+    def __init__(self, *kinds: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.leak, self.kinds, self.seen = Trace(3), kinds, [0]
+
+    def forward(self, x: Tensor) -> Any:
+        kind = self.kinds[min(self.seen[0], len(self.kinds) - 1)]
+        self.seen.append(0)
+        self.seen[0] += 1
+        return kind(self.leak(x))
+
+
+@pytest.mark.parametrize(
+    ("second", "got"),
+    [
+        (lambda y: y[:, :2], "['torch.float32 [2, 2] on cpu']"),
+        (lambda y: y.double(), "['torch.float64 [2, 3] on cpu']"),
+        (lambda y: (y, y), "['torch.float32 [2, 3] on cpu', 'torch.float32 [2, 3] on cpu']"),
+    ],
+    ids=["shape", "type", "nesting"],
+)
+def test_outputs_of_another_kind_are_refused(second: Callable[[Tensor], Any], got: str) -> None:
+    model = Changing(lambda y: y, lambda y: y, second)
+    says = (
+        f"unroll: forward must give outputs of one kind at every timestep, got {got} after 2 of "
+        f"4 timesteps, and ['torch.float32 [2, 3] on cpu'] until then"
+    )
+    model._stepped[True, 3] = "it counts"
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        model.unroll(torch.ones(4, 2, 3), chunk_size=1)
+    assert model.get_states() == {}
