@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks import layers, memory, recurrent, scaling, startup
 from benchmarks.harness import OURS, Data, fastest_peer, increments, median
+from benchmarks.peers import CHUNKED
 from benchmarks.tables import ratio, table
 
 
@@ -84,11 +85,15 @@ def _memory(data: Data) -> Verdict:
     peer = memory.leanest_peer(data)
     if peer is None:
         return NO_PEER
-    own = data["peaks"]["ours"]["bytes"]
-    share = own / peer["bytes"]
-    theirs = f"{peer['bytes'] / 1e6:.0f} MB, at its lowest {peer['low'] / 1e6:.0f}"
-    text = f"{share:.2f} ({own / 1e6:.0f} MB, {peer['name']} {theirs})"
-    return text, share <= 1 / 3
+    found = {key: data["peaks"][key] for key in ("ours", *CHUNKED)}
+    shares = {key: entry["bytes"] / peer["bytes"] for key, entry in found.items()}
+    theirs = f"{peer['name']} {peer['bytes'] / 1e6:.0f} MB, at its lowest {peer['low'] / 1e6:.0f}"
+    text = ", ".join(
+        f"{shares[key]:.2f} {entry['name'].removeprefix(OURS).strip(', ')}".strip()
+        + f" ({entry['bytes'] / 1e6:.0f} MB)"
+        for key, entry in found.items()
+    )
+    return f"{text}; {theirs}", min(shares.values()) <= 1 / 3
 
 
 def _stepped(data: Data) -> Verdict:

@@ -14,7 +14,7 @@ from benchmarks import legacy
 from benchmarks.effort import Context
 from benchmarks.harness import Data, increments
 from benchmarks.onm import case
-from benchmarks.peers import EVERYONE
+from benchmarks.peers import CHUNKED, EVERYONE, OWN
 from benchmarks.recurrent import SSM_SHAPE, mambapy, ssm
 from benchmarks.resident import peak_of_training
 from benchmarks.tables import megabytes, table
@@ -33,7 +33,7 @@ def measure(context: Context) -> Data:
     effort = context.effort
     shape = Shape(effort.timesteps, neurons=effort.goal)
     scan = SSM_SHAPE._replace(timesteps=effort.scan)
-    keys = ["ours", "ours_eager", "plain", *context.peers]
+    keys = [*OWN, *CHUNKED, "plain", *context.peers]
     peaks = {key: peak(key, shape, effort.processes) for key in keys}
     if context.worker is not None:
         peaks["legacy"] = old_version(shape, effort.processes)

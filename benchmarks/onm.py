@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import legacy
 from benchmarks.effort import Context
 from benchmarks.harness import TOTAL, Contender, Data, Rounds, Seconds, compare, training
-from benchmarks.peers import EVERYONE, OWN, Neuron, Run, ours
+from benchmarks.peers import CHUNKED, EVERYONE, OWN, Neuron, Run, ours
 from benchmarks.tables import comparison
 from benchmarks.workload import (
     Shape,
@@ -87,7 +87,8 @@ def case(neuron: Neuron, shape: Shape, *, with_linear: bool) -> Case:
 
 def compared(shape: Shape, context: Context, *, with_linear: bool, compiled: bool = True) -> Data:
     """All contenders on one shape: checked, then timed."""
-    keys = [*OWN, "plain", *["plain_compiled"] * compiled, *context.peers]
+    own = [*OWN, *CHUNKED] if with_linear and compiled else [*OWN]
+    keys = [*own, "plain", *["plain_compiled"] * compiled, *context.peers]
     cases = [case(EVERYONE[key](shape), shape, with_linear=with_linear) for key in keys]
     expected = cases[0].spikes()
     shares: Data = {c.neuron.name: share_differing(c, expected) for c in cases}

@@ -6,6 +6,8 @@ peer is imported when its neuron is made: those that are not installed are left 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from benchmarks.harness import OURS
 from benchmarks.workload import BETA, SLOPE, THRESHOLD, Shape, plain_loop, plain_step
 
 CHUNK = 10  # timesteps in one compiled graph
+PART = 50  # timesteps at a time where memory is to be bounded
 
 Run = Callable[[Tensor], Tensor]
 
@@ -117,6 +120,20 @@ def ours_eager(shape: Shape) -> Neuron:
         "the same layer, its step in a loop",
         peer=False,
         behind=lambda linear: eager(fused.after(linear)),
+    )
+
+
+def ours_chunked(shape: Shape, *, recompute: bool = False) -> Neuron:
+    """``LIB``, a part of the timesteps at a time."""
+    whole = ours(shape)
+    options = f"chunk_size={PART}" + ", recompute=True" * recompute
+    return dataclasses.replace(
+        whole,
+        name=f"{OURS}, {options}",
+        note=f"unroll(x, {options})",
+        behind=lambda linear: functools.partial(
+            whole.after(linear), chunk_size=PART, recompute=recompute
+        ),
     )
 
 
@@ -295,6 +312,10 @@ def sinabs(shape: Shape) -> Neuron:
 Make = Callable[[Shape], Neuron]
 
 OWN: dict[str, Make] = {"ours": ours, "ours_eager": ours_eager}
+CHUNKED: dict[str, Make] = {
+    "ours_chunked": ours_chunked,
+    "ours_recomputed": functools.partial(ours_chunked, recompute=True),
+}
 PLAIN: dict[str, Make] = {"plain": plain, "plain_compiled": plain_compiled}
 PEERS: dict[str, Make] = {
     "snntorch": snntorch,
@@ -303,7 +324,7 @@ PEERS: dict[str, Make] = {
     "norse": norse,
     "sinabs": sinabs,
 }
-EVERYONE: dict[str, Make] = {**OWN, **PLAIN, **PEERS}
+EVERYONE: dict[str, Make] = {**OWN, **CHUNKED, **PLAIN, **PEERS}
 DISTRIBUTIONS = ("snntorch", "spikingjelly", "norse", "sinabs", "mambapy")
 
 

@@ -130,7 +130,7 @@ def test_a_second_backward_pass_needs_detached_states() -> None:
     model, x = Mixed().double(), inputs(8)
     model.unroll(x[:4]).sum().backward()
     y = model.unroll(x[4:]).sum()
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+    with pytest.raises(RuntimeError, match="a second time"):
         y.backward()
 
 

@@ -81,11 +81,6 @@ class Looking(Trace):
         return super().step(states, x if states.mem.abs() >= 0 else -x, p)
 
 
-class Writing(Trace):
-    def step(self, states: Any, x: Tensor, p: Any) -> Any:
-        return super().step(states, x.mul_(2.0), p)
-
-
 class Reading(Trace):
     table = torch.tensor([1.0, 2.0, 3.0])
 
@@ -117,7 +112,6 @@ class Called(Trace):
     ("kind", "says"),
     [
         (Looking, "looks at values (Tensor.__bool__)"),
-        (Writing, "in-place operation"),
         (Reading, "neither a state, a parameter nor computed from them"),
         (Shaped, "flip at"),
         (Recording, "it changes Recording.seen; a step must be pure"),

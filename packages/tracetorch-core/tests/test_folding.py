@@ -10,6 +10,7 @@ import pytest
 import torch
 import tracetorch as tt
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
 
@@ -91,7 +92,46 @@ class Making(Net):
         return self.late(x)
 
 
+class Feeding(Net):
+    """Reads the state that the last timestep left."""
+
+    def forward(self, x: Tensor) -> Any:
+        back = self.last.mem if self.last.mem is not None else torch.zeros_like(x)
+        return super().forward(x + back)
+
+
+class Peeking(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) + self.last.mem
+
+
+class Zeroing(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        self.lif.zero_states()
+        return y
+
+
+class Listing(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y, self.get_states()["last.mem"]
+
+
+class Setting(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        self.last.mem = y.detach() * 2
+        return y
+
+
+STATES = "reads or changes the states of a"
 UNFOLDABLE = {
+    Feeding: f"{STATES} Trace",
+    Peeking: f"{STATES} Trace",
+    Zeroing: f"{STATES} AdaptiveLIF",
+    Listing: f"{STATES} AdaptiveLIF",
+    Setting: f"{STATES} Trace",
     Twice: "is called more than once",
     Counting: "changes Counting.time: state outside tt layers",
     Remembering: "changes Remembering.past: state outside tt layers",
@@ -134,7 +174,7 @@ def test_what_cannot_be_folded_is_noticed_and_stepped(
     model, reference, x = make(kind), make(kind), sequence()
     with caplog.at_level(logging.INFO, "tracetorch"):
         for _ in range(2):
-            expected = torch.stack([reference(step) for step in x])
+            expected = tree_map(lambda *ys: torch.stack(ys), *[reference(step) for step in x])
             torch.testing.assert_close(model.unroll(x), expected, rtol=1e-6, atol=1e-6)
     for name, state in reference.get_states().items():
         torch.testing.assert_close(model.get_states()[name], state, rtol=1e-6, atol=1e-6)
@@ -149,11 +189,40 @@ def test_what_cannot_be_folded_is_noticed_and_stepped(
     assert len(getattr(model, "past", [])) == len(getattr(reference, "past", []))
 
 
-def test_hooks_see_every_timestep() -> None:
-    model, x, seen = make(Net), sequence(), []
-    model.second.register_forward_hook(lambda *call: seen.append(call[2].shape))
+def test_states_detached_in_forward_cut_the_graph_between_timesteps() -> None:
+    class Detaching(Net):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            self.detach_states()
+            return y
+
+    model, found = make(Detaching), []
+    for run in (model.unroll, lambda x: torch.stack([model(step) for step in x])):
+        model.zero_states()
+        x = sequence().requires_grad_()
+        run(x).square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_hooks_see_every_timestep_and_nothing_is_stepped_after_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[torch.Size] = []
+    model, x, seen = make(Net, calls), sequence(), []
+    hook = model.second.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    with caplog.at_level(logging.INFO, "tracetorch"):
+        model.unroll(x)
+        model.unroll(x)
+    assert seen == [(2, 3)] * 12
+    said = [r.message for r in caplog.records if "is stepped" in r.message]
+    assert said == ["Net is stepped: Linear has hooks, which run at every timestep"]
+    assert tt.check_unroll(model, x) == "Linear has hooks, which run at every timestep"
+    hook.remove()
+    calls.clear()
     model.unroll(x)
-    assert seen == [(2, 3)] * 6
+    assert calls == [(4, 3), (12, 3)]
+    assert tt.check_unroll(model, x) is None
 
 
 def test_trying_out_leaves_no_trace() -> None:
@@ -234,3 +303,51 @@ def test_check_unroll_names_the_first_layer_that_differs() -> None:
     why = tt.check_unroll(make(Twice), x)
     assert why is not None
     assert "is called more than once" in why
+
+
+def test_check_unroll_holds_every_output_and_says_which_differs() -> None:
+    class Several(Net):
+        wrong = 0.0
+
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return {"y": y, "both": (x, y.flatten(1) + self.wrong * x.mean(0))}
+
+    model, x = make(Several), sequence()
+    assert tt.check_unroll(model, x) is None
+    model.wrong = 1.0
+    with pytest.raises(AssertionError, match=r"^the output\['both'\]\[1\] differs"):
+        tt.check_unroll(model, x)
+
+
+def test_check_unroll_takes_rounding_for_what_it_is() -> None:
+    class Large(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) * 1e4
+
+    model, x = make(Large), torch.randn(300, 2, 3)
+    assert tt.check_unroll(model, x) is None
+    assert tt.check_unroll(make(Net).bfloat16(), x.bfloat16()) is None
+
+    class Off(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) + 1e-4 * x.mean()
+
+    with pytest.raises(AssertionError, match="the output differs"):
+        tt.check_unroll(make(Off), x)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "kind", "says"),
+    [
+        (Trace(3), torch.ones(2, 2, 3), TypeError, "got a Trace; tt.testing.check_layer"),
+        (nn.Linear(3, 3), torch.ones(2, 2, 3), TypeError, "got a Linear; wrap it in a tt.Model"),
+        (Net(), torch.ones(1, 2, 3), ValueError, r"T of at least 2, got \[1, 2, 3\]"),
+        (Net(), [1], ValueError, "T of at least 2, got a list"),
+    ],
+)
+def test_check_unroll_refuses_what_it_cannot_check(
+    model: Any, x: Any, kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=f"^check_unroll: .*{says}"):
+        tt.check_unroll(model, x)

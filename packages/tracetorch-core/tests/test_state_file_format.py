@@ -208,6 +208,15 @@ def test_a_file_of_another_kind_is_refused(path: Path, content: bytes) -> None:
     refused(stepped(), path, tt.StateFileError)
 
 
+def test_a_file_of_weights_is_told_from_one_of_states(path: Path) -> None:
+    weights = {"fc.weight": torch.ones(2, 3)}
+    if path.suffix == ".pt":
+        torch.save(weights, path)
+    else:
+        safetensors.torch.save_file(weights, path)
+    refused(stepped(), path, tt.StateFileError, "weights are for load_state_dict()")
+
+
 def test_a_file_with_the_other_formats_suffix_is_refused(path: Path, tmp_path: Path) -> None:
     model = stepped()
     model.save_states(path)

@@ -6,6 +6,7 @@ import builtins
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
+def test_a_folder_that_is_not_there_is_named(path: Path) -> None:
+    where = path.parent / "missing" / path.name
+    with pytest.raises(
+        FileNotFoundError, match=f"there is no folder {re.escape(str(where.parent))}"
+    ):
+        stepped().save_states(where)
+
+
 def test_a_disk_that_is_really_full(path: Path) -> None:
     import resource
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -305,7 +306,12 @@ def test_a_misfit_names_the_layer_both_shapes_and_the_remedy(misfit: Tensor, sho
         ),
         (torch.zeros(2, 4).bool(), TypeError, "floating-point tensor, got torch.bool"),
         (torch.zeros(2, 4) + 0j, TypeError, "floating-point tensor, got torch.complex64"),
-        ([[0.0]], TypeError, r"floating-point tensor, got \[\[0\.0\]\]"),
+        (
+            [[0.0]],
+            TypeError,
+            r"floating-point tensor, got a list; convert it with torch\.as_tensor",
+        ),
+        (None, TypeError, r"got None; does the module before it return its output\?"),
         (None, TypeError, "floating-point tensor, got None"),
         (torch.zeros(2, 5), ValueError, r"shape \[2, 5\] has 5 neurons at dim=-1, the layer has 4"),
         (torch.zeros(()), ValueError, r"shape \[\] has no dimension dim=-1"),
@@ -617,7 +623,7 @@ def test_detaching_allows_a_backward_pass_per_chunk() -> None:
     model.zero_states()
     model(x[0]).sum().backward()
     y = model(x[1]).sum()
-    with pytest.raises(RuntimeError, match="second time"):
+    with pytest.raises(RuntimeError, match=r"second time, most .* zero_states\(\) before new"):
         y.backward()
 
 
@@ -649,3 +655,60 @@ def test_writing_into_an_output_does_not_change_the_state(grad: bool) -> None:
         torch.relu_(y)
         assert layer.mem.tolist() == [[1.0, -2.0]]
         assert layer(torch.zeros(1, 2)).tolist() == [[0.5, -1.0]]
+
+
+# ---------------------------------------------------------------- a step that is none
+
+
+def _layer(step: Any) -> Trace:
+    layer = Trace(3)
+    layer.step = step  # type: ignore[method-assign]
+    return layer
+
+
+SPLIT = "step must return ({'mem': tensor}, output), got"
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["timestep", "sequence"])
+@pytest.mark.parametrize(
+    ("step", "kind", "says"),
+    [
+        (lambda s, x, p: s.mem, tt.StateError, f"{SPLIT} a Tensor"),
+        (lambda s, x, p: (x, {"mem": x}), tt.StateError, f"{SPLIT} (a Tensor, a dict)"),
+        (lambda s, x, p: ({"mem": x}, 0.5), tt.StateError, f"{SPLIT} (a dict, 0.5)"),
+        (lambda s, x, p: ({"mem": 0.0}, x), tt.StateError, f"{SPLIT} (a dict, a Tensor)"),
+        (lambda s, x, p: None, tt.StateError, f"{SPLIT} None"),
+        (lambda s, x, p: ({"mem": x, "more": x}, x), tt.StateError,
+         "step must return the states ['mem'], got ['mem', 'more']"),
+        (lambda s, x, p: s.memm, AttributeError,
+         "step reads 'memm', which is none of its states: mem"),
+        (lambda s, x, p: p.bta * x, AttributeError,
+         "step reads 'bta', which is none of its parameters: beta"),
+        (lambda s, x, p: ({"mem": x.mul_(2)}, x), tt.StateError,
+         "step writes into x in place; it must compute new tensors instead"),
+        (lambda s, x, p: ({"mem": s.mem.add_(x)}, x), tt.StateError,
+         "step writes into mem in place; it must compute new tensors instead"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_step_is_said_with_the_layer(
+    step: Any, kind: type[Exception], says: str, whole: bool
+) -> None:
+    layer = _layer(step)
+    expected = re.escape(f"Trace(3, beta=0.8, dim=-1): {says}")
+    with pytest.raises(kind, match=f"^{expected}$"):
+        layer.unroll(torch.ones(4, 2, 3)) if whole else layer(torch.ones(2, 3))
+    assert layer.get_states() == {}
+
+
+def test_errors_of_other_objects_in_a_step_pass() -> None:
+    with pytest.raises(AttributeError, match=r"^'float' object has no attribute 'missing'$"):
+        _layer(lambda s, x, p: (1.0).missing)(torch.ones(2, 3))
+
+
+def test_a_constructor_without_super_says_so() -> None:
+    class Forgotten(tt.Layer):
+        def __init__(self) -> None:
+            self.add_state("mem")
+
+    with pytest.raises(AttributeError, match=r"^Forgotten: call super\(\).__init__\(num_neurons\)"):
+        Forgotten()

@@ -366,8 +366,13 @@ def test_a_misfit_midway_names_the_layer_and_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "says"),
     [
-        ({"x": [1.0]}, TypeError, "x must be a tensor [T, B, …], got [1.0]"),
-        ({"x": None}, TypeError, "x must be a tensor [T, B, …], got None"),
+        ({"x": [1.0]}, TypeError, "x must be a tensor [T, B, …], got a list"),
+        ({"x": None}, TypeError, "x must be a tensor [T, B, …], got a NoneType"),
+        ({"x": [torch.ones(2, 3)]}, TypeError, "x must be a tensor [T, B, …], got a list; "
+         "torch.stack(x), or pad_sequence(x) with lengths, is one"),
+        ({"x": nn.utils.rnn.pack_sequence([torch.ones(2, 3)])}, TypeError,
+         "x must be a tensor [T, B, …], got a PackedSequence; "
+         "torch.nn.utils.rnn.pad_packed_sequence gives x and lengths"),
         ({"x": torch.ones(0, 2, 3)}, ValueError,
          "x needs at least one timestep at time_dim=0, got the shape [0, 2, 3]"),
         ({"x": torch.ones(())}, ValueError,
@@ -396,16 +401,16 @@ def test_a_misfit_midway_names_the_layer_and_changes_nothing() -> None:
         ({"lengths": torch.tensor([-1, 2])}, ValueError, "lengths must lie in 0…4, got [-1, 2]"),
         ({"lengths": torch.tensor([1, 2, 3])}, ValueError,
          "lengths must have one entry per sample of x in [T, B, …] (here, time first, [4, 2, 3]), "
-         "got the shape [3]"),
+         "got the shape [3]; for x in [B, T, …] pass time_dim=1"),
         ({"lengths": torch.tensor([[1, 2]])}, ValueError,
          "lengths must have one entry per sample of x in [T, B, …] (here, time first, [4, 2, 3]), "
-         "got the shape [1, 2]"),
+         "got the shape [1, 2]; for x in [B, T, …] pass time_dim=1"),
         ({"lengths": torch.tensor(1)}, ValueError,
          "lengths must have one entry per sample of x in [T, B, …] (here, time first, [4, 2, 3]), "
-         "got the shape []"),
+         "got the shape []; for x in [B, T, …] pass time_dim=1"),
         ({"x": torch.ones(4), "lengths": torch.tensor([1])}, ValueError,
          "lengths must have one entry per sample of x in [T, B, …] (here, time first, [4]), "
-         "got the shape [1]"),
+         "got the shape [1]; for x in [B, T, …] pass time_dim=1"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_refused(
@@ -524,3 +529,19 @@ def test_unrolling_is_one_graph_for_torch_compile() -> None:
 
     got = flat(torch.compile(run, fullgraph=True, backend="eager")(x))
     same({**got, **twin.get_states()}, expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [(None, "None"), (0.5, "0.5"), ((torch.ones(2), None), "None"), ({"y": "no"}, "'no'")],
+)
+def test_what_forward_returns_must_be_tensors(output: Any, got: str) -> None:
+    class Returning(Holder):
+        def forward(self, x: Tensor) -> Any:
+            super().forward(x)
+            return output
+
+    model = Returning(Trace(3))
+    with pytest.raises(TypeError, match=f"^unroll: forward of Returning must .*, got {got}$"):
+        model.unroll(torch.ones(4, 2, 3))
+    assert model.get_states() == {}

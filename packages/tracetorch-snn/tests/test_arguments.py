@@ -230,7 +230,7 @@ def test_inputs_that_do_not_fit_change_nothing(
         (torch.ones(2, 3, 2, dtype=torch.int64), "torch.int64"),
         (torch.ones(2, 3, 2, dtype=torch.bool), "torch.bool"),
         (torch.ones(2, 3, 2, dtype=torch.complex64), "torch.complex64"),
-        ([[1.0]], "[[1.0]]"),
+        ([[1.0]], "a list; convert it with torch.as_tensor(x)"),
         (None, "None"),
     ]
     for bad, shown in typed:
@@ -272,3 +272,19 @@ def test_assignments_outside_the_range_change_nothing(
         with pytest.raises(TypeError, match=name):
             setattr(layer, name, "0.5")
         assert getattr(layer, name).tolist() == pytest.approx([default] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("argument", "factory", "made"),
+    [
+        ("spike_fn", snn.surrogates.atan, "surrogates.atan"),
+        ("spike_fn", snn.surrogates.sigmoid, "surrogates.sigmoid"),
+        ("quant_fn", snn.quantizers.bernoulli, "quantizers.bernoulli"),
+    ],
+)
+def test_a_factory_instead_of_what_it_makes(argument: str, factory: object, made: str) -> None:
+    says = f"LIB: {argument} must be what {made} makes: {argument}={made}()"
+    with pytest.raises(TypeError, match=f"^{re.escape(says)}$"):
+        snn.LIB(3, **{argument: factory})
+    layer = snn.LIB(3, **{argument: factory()})  # type: ignore[operator]
+    assert getattr(layer, argument) is not None

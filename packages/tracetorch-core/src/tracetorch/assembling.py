@@ -61,7 +61,7 @@ class Assembly:
 
 
 def assembled(chunks: Iterable[Any], steps: int) -> Any:
-    """The outputs ``[T, …]`` of a sequence of T ``steps`` from those of its chunks, as they come."""
+    """The outputs ``[T, …]`` of T ``steps`` from those of its chunks, as they come."""
     assembly = Assembly(steps)
     for chunk in chunks:
         assembly.add(chunk)

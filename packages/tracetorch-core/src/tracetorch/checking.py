@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from tracetorch.keeping import buffers_kept
 from tracetorch.layer import Layer
@@ -18,25 +18,30 @@ from tracetorch.model import Model
 Outputs = dict[str, list[Tensor]]
 
 
-def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1e-6) -> str | None:
+def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> str | None:
     """Compare a model's unrolled sequence with calling it timestep by timestep.
 
     What folding time into the batch cannot carry is not always noticed by ``unroll``: batch
-    statistics in training, dropout masks, samples that are mixed. Here it shows. States, buffers
-    and random numbers are afterwards as they were.
+    statistics in training, dropout masks, samples that are mixed. Here it may show. States,
+    buffers and random numbers are afterwards as they were.
 
     Args:
-        model: any model.
+        model: any model; for a layer of your own there is ``tt.testing.check_layer``.
         x: a sample sequence ``[T, B, …]``, of at least 2 timesteps.
         rtol: relative tolerance.
-        atol: absolute tolerance.
+        atol: absolute tolerance, relative to the largest value of a tensor where that is above 1.
+            Both are at least 4 units of rounding of the tensor's type.
 
     Returns:
-        None where the sequence ran at once; else why ``unroll`` steps this model.
+        None where ``forward`` ran once for the sequence; else why ``unroll`` steps this model. A
+        layer in it may step for itself all the same: ``tt.backends`` says why in the log.
 
     Raises:
+        TypeError: ``model`` is no ``tt.Model``.
+        ValueError: ``x`` is no sequence of at least 2 timesteps.
         AssertionError: they differ; the message names the first layer that does, in the order of
-            the forward pass, or else the output or final state.
+            the forward pass, or else the output or final state. A difference of little more than
+            the tolerance is rounding: ``model.double()`` shows it.
 
     Example:
         >>> import torch, tracetorch as tt
@@ -55,29 +60,45 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
         ...     print(str(error).splitlines()[0])
         the output of layer 'leak', Trace(2, beta=0.8, dim=-1) differs between unrolled and stepped
     """
-    _observed(model, lambda: _leaf_of(model.unroll(x[:2])))  # decides whether to fold
-    stepped, one = _observed(model, lambda: torch.stack([*map(_leaf(model), x)]))
-    unrolled, other = _observed(model, lambda: _leaf_of(model.unroll(x)))
+    _check_arguments(model, x)
+    _observed(model, lambda: model.unroll(x[:2]))  # decides whether to fold
+    stepped, one = _observed(model, lambda: model._loop(x))
+    unrolled, other = _observed(model, lambda: model.unroll(x))
     layers = dict(model.named_layers())
+    compare = functools.partial(_compare, rtol=rtol, atol=atol)
     for name, outputs in stepped.items():
-        expected, got = torch.cat(outputs), torch.cat(unrolled.get(name, []) or outputs[:0])
-        what = f"the output of layer {name!r}, {layers[name]!r}"
-        _compare(what, got.reshape(expected.shape), expected, rtol, atol)
+        found = unrolled.get(name, [])
+        if len(found) == len(outputs):
+            got, expected = _flat(found), _flat(outputs)
+        else:
+            got, expected = torch.cat(found or outputs[:0]), torch.stack(outputs)
+            if got.numel() == expected.numel():
+                got = got.reshape(expected.shape)
+        compare(f"the output of layer {name!r}, {layers[name]!r}", got, expected)
     for what, value in one.items():
-        _compare(what, other[what], value, rtol, atol)
-    return model._stepped.get((model.training, x.ndim))
+        compare(what, other[what], value)
+    return model._why_stepped(x.ndim)
 
 
-def _leaf(model: Model) -> Callable[[Tensor], Tensor]:
-    return lambda timestep: _leaf_of(model(timestep))
+def _check_arguments(model: object, x: object) -> None:
+    if not isinstance(model, Model):
+        kind = type(model).__name__
+        remedy = "tt.testing.check_layer checks a layer" if isinstance(model, Layer) else ""
+        raise TypeError(
+            f"check_unroll: model must be a tt.Model, got a {kind}; "
+            f"{remedy or 'wrap it in a tt.Model'}"
+        )
+    if not isinstance(x, Tensor) or x.ndim < 2 or len(x) < 2:
+        got = list(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"check_unroll: x must be [T, B, …] with T of at least 2, got {got}")
 
 
-def _leaf_of(output: Any) -> Tensor:
-    return torch.cat([leaf.flatten(1) for leaf in tree_leaves(output)], -1)
+def _flat(outputs: list[Tensor]) -> Tensor:
+    return torch.cat([output.flatten() for output in outputs])
 
 
-def _observed(model: Model, run: Callable[[], Tensor]) -> tuple[Outputs, Mapping[str, Tensor]]:
-    """What each layer put out, and the output and final states of it all; nothing else stays."""
+def _observed(model: Model, run: Callable[[], Any]) -> tuple[Outputs, Mapping[str, Tensor]]:
+    """What each layer put out, and the outputs and final states of it all; nothing else stays."""
     states = model._standing()
     try:
         with (
@@ -86,7 +107,8 @@ def _observed(model: Model, run: Callable[[], Tensor]) -> tuple[Outputs, Mapping
             buffers_kept(model),
             _recorded(model) as outputs,
         ):
-            found = {"the output": run().flatten()}
+            leaves, _ = tree_flatten_with_path(run())
+        found = {f"the output{keystr(path)}": leaf for path, leaf in leaves}
         finals = {f"the final state {name}": s for name, s in model.get_states().items()}
         return outputs, found | finals
     finally:
@@ -124,7 +146,13 @@ def _recording(layer: Layer, outputs: Outputs, name: str) -> Callable[[Tensor], 
     return forward
 
 
-def _compare(what: str, got: Tensor, expected: Tensor, rtol: float, atol: float) -> None:
+def _compare(what: str, got: Tensor, expected: Tensor, *, rtol: float, atol: float) -> None:
+    if expected.is_floating_point() and expected.numel():
+        rounding = 4 * torch.finfo(expected.dtype).eps
+        largest = expected.abs().nan_to_num(0, 0, 0).max().item()
+        rtol, atol = max(rtol, rounding), max(atol, rounding) * max(largest, 1)
+    else:
+        rtol = atol = 0
     torch.testing.assert_close(
         got, expected, rtol=rtol, atol=atol, equal_nan=True,
         msg=lambda text: f"{what} differs between unrolled and stepped\n{text}",

@@ -2,8 +2,8 @@
 
 Modules without memory see ``[T·B, …]``; each layer that is marked for it unfolds time, runs its
 own sequence and folds back. What cannot be folded is noticed where that is possible: a layer
-called twice, an attribute or container of a module changed, values looked at, another first
-dimension, hooks. Knows layers, no model.
+called twice, its states read or changed, an attribute or container of a module changed, values
+looked at, another first dimension, hooks. Knows layers, no model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tracetorch.engine.admission import hooked
 from tracetorch.keeping import Kept
 from tracetorch.looking import Blind, Looked
 
@@ -63,7 +64,8 @@ def folded(
     """
     if x.ndim < 3:
         raise Unfoldable("a timestep has no batch dimension to fold time into")
-    _check_hooks(modules)
+    if why := hooked_modules(modules):
+        raise Unfoldable(why)
     fold = Fold(*x.shape[:2])
     kept = [Kept(module) for module in modules]
     for layer in layers:
@@ -88,10 +90,12 @@ def folded(
     return apart
 
 
-def _check_hooks(modules: Sequence[nn.Module]) -> None:
+def hooked_modules(modules: Sequence[nn.Module]) -> str | None:
+    """The first of these with hooks, which run at every timestep, said in words."""
     for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Unfoldable(f"{type(module).__name__} has hooks, which run at every timestep")
+        if hooked(module):
+            return f"{type(module).__name__} has hooks, which run at every timestep"
+    return None
 
 
 @contextlib.contextmanager

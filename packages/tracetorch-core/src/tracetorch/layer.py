@@ -207,7 +207,7 @@ class Layer(nn.Module):
             Outputs ``[T, …]``. If a timestep fails, the states are as they were before.
         """
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
-            got = list(x.shape) if isinstance(x, Tensor) else repr(x)
+            got = list(x.shape) if isinstance(x, Tensor) else _outlined(x)
             raise StateError(
                 self, f"unroll takes [T, …] with time first and at least one timestep, got {got}"
             )
@@ -275,12 +275,7 @@ class Layer(nn.Module):
         last = moved(x, dim % x.ndim, x.ndim - 1).to(dtype)
         random = self._random(x)
         with self._drawing(random, x):
-            new, y = self.step(self._state_fields(*standing), last, p)
-        if new.keys() != self._state_specs.keys():
-            raise StateError(
-                self,
-                f"step must return the states {sorted(self._state_specs)}, got {sorted(new)}",
-            )
+            new, y = self._checked_step(standing, last, p)
         kept: dict[str, Tensor | None] = {}
         for (name, spec), old in zip(self._state_specs.items(), standing, strict=True):
             if new[name].shape != old.shape:
@@ -296,6 +291,51 @@ class Layer(nn.Module):
         if any(y is state for state in new.values()):
             y = y.clone()  # what follows may write into the output; the state is not its to change
         return moved(y, -1, -1 if dim == y.ndim - 1 else dim).to(x.dtype)
+
+    def _checked_step(
+        self, standing: list[Tensor], x: Tensor, p: Any
+    ) -> tuple[Mapping[str, Tensor], Tensor]:
+        """What ``step`` returns, where it is what it should be."""
+        states, given = (
+            self._state_fields(*standing),
+            {"x": x, **dict(zip(self._state_specs, standing, strict=True))},
+        )
+        watched = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+        versions = [tensor._version for tensor in given.values()] if watched else []
+        try:
+            found: Any = self.step(states, x, p)
+        except AttributeError as error:
+            for what, fields in (("states", states), ("parameters", p)):
+                if error.obj is fields:
+                    raise AttributeError(
+                        f"{self!r}: step reads {error.name!r}, which is none of its {what}: "
+                        f"{', '.join(fields._fields) or 'it has none'}",
+                        name=error.name,
+                        obj=fields,
+                    ) from None
+            raise
+        if not (
+            isinstance(found, tuple)
+            and len(found) == 2
+            and isinstance(found[0], Mapping)
+            and isinstance(found[1], Tensor)
+            and all(isinstance(state, Tensor) for state in found[0].values())
+        ):
+            names = ", ".join(f"{name!r}: tensor" for name in self._state_specs)
+            raise StateError(
+                self, f"step must return ({{{names}}}, output), got {_outlined(found)}"
+            )
+        if found[0].keys() != self._state_specs.keys():
+            raise StateError(
+                self,
+                f"step must return the states {sorted(self._state_specs)}, got {sorted(found[0])}",
+            )
+        for (name, tensor), version in zip(given.items(), versions, strict=False):
+            if tensor._version != version:
+                raise StateError(
+                    self, f"step writes into {name} in place; it must compute new tensors instead"
+                )
+        return found
 
     def _sources(self) -> list[Random]:
         """What draws random numbers in its step."""
@@ -327,21 +367,28 @@ class Layer(nn.Module):
         if state is None:
             return torch.zeros(shape, dtype=dtype, device=x.device)
         if state.shape != shape or state.dtype != dtype or state.device != x.device:
+            remedy = "or detach and convert the state with get_states() and set_states()"
+            if state.shape != shape:
+                remedy = "and give whole sequences to unroll, time first or with time_dim"
             raise StateError(
                 self,
                 f"the standing state {name} is {_describe(state.shape, state.dtype, state.device)}"
                 f", but an input of {_describe(x.shape, x.dtype, x.device)} needs "
                 f"{_describe(shape, dtype, x.device)}; call zero_states() before a new sequence, "
-                f"or detach and convert the state with get_states() and set_states()",
+                f"{remedy}",
             )
         return state
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else repr(x)
+            got = x.dtype if isinstance(x, Tensor) else _outlined(x)
+            remedy = "convert it with x.float()"
+            if x is None:
+                remedy = "does the module before it return its output?"
+            elif not isinstance(x, Tensor):
+                remedy = "convert it with torch.as_tensor(x)"
             raise TypeError(
-                f"{self!r}: the input x must be a floating-point tensor, got {got}; "
-                f"convert it with x.float()"
+                f"{self!r}: the input x must be a floating-point tensor, got {got}; {remedy}"
             )
         if not -x.ndim <= self.dim < x.ndim:
             raise StateError(
@@ -421,7 +468,12 @@ class Layer(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
+        if "_states" not in own and not name.startswith("__"):
+            raise AttributeError(
+                f"{type(self).__name__}: call super().__init__(num_neurons) before anything else"
+            )
         if name in own.get("_states", ()):
+            self._refuse_folded()
             return own["_states"][name]
         spec = own.get("_specs", {}).get(name)
         if spec is not None and spec.derived:
@@ -459,7 +511,15 @@ class Layer(nn.Module):
         """
         self._states = self._zeroed(mask)
 
+    def _refuse_folded(self) -> None:
+        """Unfoldable where all timesteps are under way at once: there is no state of this one."""
+        if self._fold is not None:
+            raise Unfoldable(
+                f"forward reads or changes the states of a {type(self).__name__} between timesteps"
+            )
+
     def _zeroed(self, mask: Tensor | None) -> dict[str, Tensor | None]:
+        self._refuse_folded()
         if mask is None:
             return dict.fromkeys(self._states)
         mask = checked_mask(mask)
@@ -501,12 +561,14 @@ class Layer(nn.Module):
 
     def detach_states(self) -> None:
         """Cut every state from the graph that computed it; values stay."""
+        self._refuse_folded()
         self._states = {
             name: None if state is None else state.detach() for name, state in self._states.items()
         }
 
     def get_states(self) -> dict[str, Tensor]:
         """The standing states by name, in the user's layout; those not created yet are absent."""
+        self._refuse_folded()
         return {name: state for name, state in self._states.items() if state is not None}
 
     def set_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
@@ -525,6 +587,7 @@ class Layer(nn.Module):
     def _accepted(
         self, states: Mapping[str, Tensor | None], strict: bool
     ) -> dict[str, Tensor | None]:
+        self._refuse_folded()
         states = checked_states(states)
         unknown, missing = states.keys() - self._states.keys(), self._states.keys() - states.keys()
         if strict and (unknown or missing):
@@ -562,7 +625,7 @@ class Layer(nn.Module):
             raise StateError(
                 self,
                 f"a state {name} of shape {list(state.shape)} does not fit: needs sizes "
-                f"{list(spec.sizes)} with the neurons at dim={self.dim}",
+                f"{list(spec.sizes)} with the neurons at dim={self.dim}; it is of another layer",
             )
         return state.to(self._promoted(state.dtype))
 
@@ -636,6 +699,15 @@ def _fields(name: str, fields: Iterable[str]) -> Callable[..., Any]:
 
 def _describe(shape: object, dtype: torch.dtype, device: torch.device) -> str:
     return f"{list(shape)} {dtype} on {device}".replace("torch.", "")  # type: ignore[call-overload]
+
+
+def _outlined(value: object) -> str:
+    """What something is that should be something else, at a length that can be read."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_outlined, value))})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def _brief(value: Tensor) -> str:

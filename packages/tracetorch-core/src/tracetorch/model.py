@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from tracetorch import state_files
@@ -18,7 +18,7 @@ from tracetorch.assembling import assembled
 from tracetorch.checkpointing import restored_states
 from tracetorch.engine.admission import transformed
 from tracetorch.errors import LayerError, StateError
-from tracetorch.folding import Unfoldable, folded, looking_out
+from tracetorch.folding import Unfoldable, folded, hooked_modules, looking_out
 from tracetorch.keeping import buffers_kept
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
@@ -82,6 +82,7 @@ class Model(Boundary):
         super().__init__(*args, **kwargs)
         self._stepped: dict[tuple[bool, int], str] = {}
         self._foldable: set[tuple[bool, int]] = set()
+        self._told: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``; an error of a layer says the layer's qualified name."""
@@ -333,7 +334,7 @@ class Model(Boundary):
     def _folded_or_stepped(self, steps: Tensor) -> Any:
         """The chunk at once where that can be, else timestep by timestep."""
         kind = (self.training, steps.ndim)
-        if len(steps) == 1 or kind in self._stepped:
+        if len(steps) == 1 or self._why_stepped(steps.ndim):
             return self._loop(steps)
         if kind not in self._foldable and not torch.compiler.is_compiling():
             why = self._unfoldable(steps[:2])
@@ -346,6 +347,17 @@ class Model(Boundary):
         except Unfoldable as why_not:
             self._restore(before)
             return self._stepped_for(str(why_not), kind, steps)
+
+    def _why_stepped(self, ndim: int) -> str | None:
+        """Why sequences ``[T, B, …]`` of so many dimensions are stepped, as far as is known."""
+        hooks = hooked_modules(self._memoryless())
+        if hooks and hooks not in self._told and not torch.compiler.is_compiling():
+            self._told.add(hooks)
+            _log.info("%s is stepped: %s", type(self).__name__, hooks)
+        return hooks or self._stepped.get((self.training, ndim))
+
+    def _memoryless(self) -> list[nn.Module]:
+        return [module for module in self.modules() if not isinstance(module, Layer)]
 
     def _stepped_for(self, why: str, kind: tuple[bool, int], steps: Tensor) -> Any:
         """Step, from now on, if that goes well: else what went wrong is not the folding."""
@@ -373,15 +385,24 @@ class Model(Boundary):
             self._restore(before)
 
     def _folded(self, steps: Tensor) -> Any:
-        modules = [module for module in self.modules() if not isinstance(module, Layer)]
         layers = list(self._standing())
-        y = folded(self, modules, layers, steps)
+        y = folded(self, self._memoryless(), layers, steps)
         if list(self._standing()) != layers:
             raise Unfoldable("forward makes layers")
         return y
 
     def _loop(self, steps: Tensor) -> Any:
-        return tree_map(lambda *ys: torch.stack(ys), *[self(timestep) for timestep in steps])
+        outputs = []
+        for timestep in steps:
+            y = self(timestep)
+            for leaf in tree_leaves(y):
+                if not isinstance(leaf, Tensor):
+                    raise TypeError(
+                        f"unroll: forward of {type(self).__name__} must return tensors, or tuples, "
+                        f"lists or dicts of them, got {leaf!r}"
+                    )
+            outputs.append(y)
+        return tree_map(lambda *ys: torch.stack(ys), *outputs)
 
     def _standing(self) -> dict[Layer, dict[str, Tensor | None]]:
         return {layer: layer._states for _, layer in self.named_layers()}
@@ -507,7 +528,12 @@ def _version() -> str:
 
 def _checked_sequence(x: Tensor, time_dim: int) -> Tensor:
     if not isinstance(x, Tensor):
-        raise TypeError(f"unroll: x must be a tensor [T, B, …], got {x!r}")
+        remedy = ""
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            remedy = "; torch.nn.utils.rnn.pad_packed_sequence gives x and lengths"
+        elif isinstance(x, (list, tuple)) and x and all(isinstance(part, Tensor) for part in x):
+            remedy = "; torch.stack(x), or pad_sequence(x) with lengths, is one"
+        raise TypeError(f"unroll: x must be a tensor [T, B, …], got a {type(x).__name__}{remedy}")
     time_dim = checked_integer("unroll", "time_dim", time_dim)
     if not -x.ndim <= time_dim < x.ndim or x.shape[time_dim] == 0:
         raise ValueError(
@@ -560,7 +586,8 @@ def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:
     if steps.ndim < 2 or lengths.shape != steps.shape[1:2]:
         raise ValueError(
             f"unroll: lengths must have one entry per sample of x in [T, B, …] (here, time first, "
-            f"{list(steps.shape)}), got the shape {list(lengths.shape)}"
+            f"{list(steps.shape)}), got the shape {list(lengths.shape)}; for x in [B, T, …] pass "
+            f"time_dim=1"
         )
     lengths = lengths.long()
     if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > len(steps))).any()):

@@ -121,7 +121,12 @@ def _pack_safetensors(manifest: str, tensors: dict[str, Tensor]) -> bytes:
 def _unpack_safetensors(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = safetensors.torch.load(data)
     length = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    if "tracetorch" not in metadata:
+        raise _Unfit(
+            "holds no states of traceTorch: it is damaged or of another kind (weights are for "
+            "load_state_dict())"
+        )
     manifest = metadata["tracetorch"]
     said = _said(manifest)
     if metadata["sha256"] != _digest(manifest, tensors):
@@ -141,7 +146,7 @@ def _unpack_pt(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if data[-_SEAL_LENGTH:] != _seal(data[:-_SEAL_LENGTH]):
         raise _Unfit(
             "does not end with the SHA-256 of its content: it is truncated, damaged or no state "
-            "file"
+            "file (weights are for load_state_dict())"
         )
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     tensors = {name: tensor.contiguous() for name, tensor in content["tensors"].items()}
@@ -195,6 +200,8 @@ def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:

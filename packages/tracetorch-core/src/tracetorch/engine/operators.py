@@ -72,8 +72,28 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        found = _gradients(ctx.plan, ctx.single, ctx.random, ctx.saved_tensors, cotangents)
+        found = _gradients(ctx.plan, ctx.single, ctx.random, saved_by(ctx), cotangents)
         return None, None, None, *found
+
+
+def saved_by(ctx: Any) -> Sequence[Tensor]:
+    """What a forward pass saved.
+
+    Raises:
+        RuntimeError: a backward pass has used it up; the message says what is usually the reason.
+    """
+    try:
+        saved: Sequence[Tensor] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "a tt.Layer is differentiated a second time, most often because its states still hold "
+            "the graph of the batch before: call zero_states() before new sequences, or "
+            "detach_states() to go on with the same ones, after each backward pass; "
+            "retain_graph=True is for differentiating one loss twice"
+        ) from error
+    return saved
 
 
 def _gradients(
@@ -225,7 +245,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     states = 1 + ctx.states
-    found = _gradients(ctx.plan, False, ctx.random, ctx.saved_tensors, gradients[:states])
+    found = _gradients(ctx.plan, False, ctx.random, saved_by(ctx), gradients[:states])
     return found[0], list(found[1:states]), list(found[states:]), None, None, None
 
 

@@ -24,7 +24,7 @@ from tracetorch.engine.admission import hooked, peculiar, transformed
 from tracetorch.engine.cpp import REAL
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import Launch, scan_launcher, scan_width, serving
-from tracetorch.engine.operators import differentiated
+from tracetorch.engine.operators import differentiated, saved_by
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
 from tracetorch.engine.trace import Traced, trace_function
 from tracetorch.numbering import numbered
@@ -307,7 +307,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    h, kept, *inputs = ctx.saved_tensors
+    h, kept, *inputs = saved_by(ctx)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     if torch.is_grad_enabled():
         found = _replay(ctx.name, h, inputs, gradients[:2], needed)

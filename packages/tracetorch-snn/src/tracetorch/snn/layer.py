@@ -24,6 +24,9 @@ from tracetorch.snn.traces import DUAL, SINGLE, Polarity, halves, leak, named
 
 Elementwise = Callable[[Tensor], Tensor]
 
+# modules whose functions make a spike_fn or quant_fn, and are none
+_FACTORIES = (Surrogate.__module__, Round.__module__)
+
 
 class LeakyIntegrator(Layer):
     """Base of the leaky-integrator layers; a subclass declares what it combines.
@@ -122,6 +125,11 @@ class LeakyIntegrator(Layer):
     ) -> Elementwise:
         if function is None:
             return default()
+        if inspect.isfunction(function) and function.__module__ in _FACTORIES:
+            maker = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+            raise TypeError(
+                f"{type(self).__name__}: {name} must be what {maker} makes: {name}={maker}()"
+            )
         if not callable(function) or isinstance(function, type):
             raise TypeError(
                 f"{type(self).__name__}: {name} must be a function or module from tensor to "
