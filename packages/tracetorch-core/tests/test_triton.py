@@ -285,7 +285,7 @@ def test_blocks_of_channels_are_many_while_they_fill_the_gpu(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100())
     device = torch.device("cuda" if gpu else "cpu")
-    assert launch.scan_width(samples, channels, states, device) == expected
+    assert launch.scan_width(device, samples, channels, states) == expected
 
 
 # ------------------------------------------------------------------ which backend serves

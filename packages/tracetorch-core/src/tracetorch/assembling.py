@@ -96,4 +96,4 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return None, None, *gradient.split(ctx.sizes)
+        return None, None, *torch.split(gradient, ctx.sizes)

@@ -300,16 +300,16 @@ class Layer(nn.Module):
             self._state_fields(*standing),
             {"x": x, **dict(zip(self._state_specs, standing, strict=True))},
         )
-        watched = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
-        versions = [tensor._version for tensor in given.values()] if watched else []
+        versions = {} if torch.compiler.is_compiling() else _versions(given)
         try:
             found: Any = self.step(states, x, p)
         except AttributeError as error:
             for what, fields in (("states", states), ("parameters", p)):
+                known = ", ".join(fields._fields)
                 if error.obj is fields:
                     raise AttributeError(
                         f"{self!r}: step reads {error.name!r}, which is none of its {what}: "
-                        f"{', '.join(fields._fields) or 'it has none'}",
+                        f"{known or 'it has none'}",
                         name=error.name,
                         obj=fields,
                     ) from None
@@ -330,8 +330,8 @@ class Layer(nn.Module):
                 self,
                 f"step must return the states {sorted(self._state_specs)}, got {sorted(found[0])}",
             )
-        for (name, tensor), version in zip(given.items(), versions, strict=False):
-            if tensor._version != version:
+        for name, version in versions.items():
+            if given[name]._version != version:
                 raise StateError(
                     self, f"step writes into {name} in place; it must compute new tensors instead"
                 )
@@ -379,16 +379,10 @@ class Layer(nn.Module):
             )
         return state
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: object) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else _outlined(x)
-            remedy = "convert it with x.float()"
-            if x is None:
-                remedy = "does the module before it return its output?"
-            elif not isinstance(x, Tensor):
-                remedy = "convert it with torch.as_tensor(x)"
             raise TypeError(
-                f"{self!r}: the input x must be a floating-point tensor, got {got}; {remedy}"
+                f"{self!r}: the input x must be a floating-point tensor, {_got_instead(x)}"
             )
         if not -x.ndim <= self.dim < x.ndim:
             raise StateError(
@@ -708,6 +702,20 @@ def _outlined(value: object) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     return f"a {type(value).__name__}"
+
+
+def _got_instead(x: object) -> str:
+    """What came instead of a floating-point tensor, and the remedy."""
+    if isinstance(x, Tensor):
+        return f"got {x.dtype}; convert it with x.float()"
+    if x is None:
+        return "got None; does the module before it return its output?"
+    return f"got {_outlined(x)}; convert it with torch.as_tensor(x)"
+
+
+def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How often each has been written to, where torch counts it."""
+    return {name: t._version for name, t in tensors.items() if not t.is_inference()}
 
 
 def _brief(value: Tensor) -> str:

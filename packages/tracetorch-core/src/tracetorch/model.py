@@ -526,7 +526,7 @@ def _version() -> str:
     return str(tracetorch.__version__)
 
 
-def _checked_sequence(x: Tensor, time_dim: int) -> Tensor:
+def _checked_sequence(x: object, time_dim: int) -> Tensor:
     if not isinstance(x, Tensor):
         remedy = ""
         if isinstance(x, nn.utils.rnn.PackedSequence):

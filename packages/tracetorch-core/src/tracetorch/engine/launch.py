@@ -124,7 +124,7 @@ def scan_launcher(kernel: ScanKernel) -> Launch:
     return launch
 
 
-def scan_width(samples: int, channels: int, states: int, device: torch.device) -> int:
+def scan_width(device: torch.device, samples: int, channels: int, states: int) -> int:
     """Channels of a scan's block: many, unless there are then too few blocks to fill a GPU."""
     block = _power_of_two(states)
     width = min(max(_WIDEST_TILE // block, 1), _power_of_two(channels))

@@ -232,7 +232,7 @@ def _run(
 
 def _width(kernel: ScanKernel, backend: str, like: Tensor, *sizes: int) -> int:
     """Channels of a block; ``sizes``: B, D, N."""
-    return kernel.width if backend == "cpp" else scan_width(*sizes, like.device)
+    return kernel.width if backend == "cpp" else scan_width(like.device, *sizes)
 
 
 # ---------------------------------------------------------------------- the operators
