@@ -229,3 +229,21 @@ def test_func_grad_and_vmap_over_parameters_are_the_loop(name: str, build: Build
                 torch.testing.assert_close(
                     got, expected, rtol=1e-10, atol=1e-12, msg=f"{how} of {key}"
                 )
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("whole", [False, True], ids=["timestep", "sequence"])
+def test_gradients_per_sample_compile(name: str, build: Build, whole: bool) -> None:
+    layer = build(name).double()
+    x = torch.randn(5, 3, 2, 4, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        layer.zero_states()
+        y = layer.unroll(x) if whole else layer(x[0])
+        layer.zero_states()
+        return y.square().sum()
+
+    per_sample = vmap(grad(loss), in_dims=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(per_sample, backend="eager")
+    torch.testing.assert_close(compiled(x), per_sample(x), rtol=1e-10, atol=1e-10)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 def transformed() -> bool:
     """Whether torch is differentiating or batching in a way kernels do not take part in."""
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import autocast
-from torch.autograd import forward_ad
 from torch.nn.functional import linear
 from tracetorch import Layer
+from tracetorch.engine.admission import transformed
 from tracetorch.parameters import checked_integer
 from tracetorch.states import moved
 
@@ -96,7 +96,7 @@ class Cell(Layer):
         return kept, kept[self.state_names[0]]
 
     def _timestep(self, x: Tensor, states: States, weights: States) -> States:
-        if self.torch_cell is None or _transformed():
+        if self.torch_cell is None or transformed():
             return self.cell(x, states, weights)
         new = self.torch_cell(x, _packed(states), *weights)
         return new if isinstance(new, tuple) else (new,)
@@ -104,7 +104,7 @@ class Cell(Layer):
     def _sequence(self, x: Tensor) -> Tensor:
         kernel = self.torch_sequence
         # torch.compile takes the kernels apart into timesteps, and cannot train the LSTM's
-        if kernel is None or _transformed() or torch.compiler.is_compiling():
+        if kernel is None or transformed() or torch.compiler.is_compiling():
             return super()._sequence(x)
         place, dtype = self.dim % (x.ndim - 1), self._state_dtype(x)
         specs = self._state_specs.items()
@@ -124,11 +124,6 @@ class Cell(Layer):
     def extra_repr(self) -> str:
         """Sizes and dim."""
         return f"{self.in_features}, {self.out_features}, dim={self.dim}"
-
-
-def _transformed() -> bool:
-    """Under ``torch.func`` or forward-mode differentiation: torch's kernels have no rules there."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _run(kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States) -> States:
