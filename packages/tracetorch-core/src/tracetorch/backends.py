@@ -45,8 +45,12 @@ def status() -> dict[str, str]:
 
 
 def chosen() -> str:
-    """The choice in force here."""
+    """The choice in force here; in a compiled graph, the one it was compiled under."""
     return _here.get() or _everywhere
+
+
+# torch 2.6 cannot read a context variable while it compiles
+chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select(name: str) -> None:

@@ -227,7 +227,7 @@ class Layer(nn.Module):
         backward: bool = False,
         backend: str = "cpp",
     ) -> str:
-        """The generated source of this layer's sequence kernel, for reading.
+        """The generated source of this layer's sequence kernel, for reading, without the headers.
 
         Args:
             ndim: dimensions of one timestep.

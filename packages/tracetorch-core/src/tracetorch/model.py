@@ -383,6 +383,8 @@ class Model(Boundary):
             return f"{type(why).__name__}: {why}"
         finally:
             self._restore(before)
+            # of weights rounded in here, without gradients (torch 2.6 would go on with them)
+            torch.clear_autocast_cache()
 
     def _folded(self, steps: Tensor) -> Any:
         layers = list(self._standing())

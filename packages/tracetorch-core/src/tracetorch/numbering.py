@@ -6,17 +6,20 @@ import itertools
 import weakref
 from typing import Any
 
-_layers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_layers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def number(layer: Any) -> int:
-    """A new number by which ``layer`` can be found as long as it lives."""
-    new = next(_numbers)
+def number(layer: Any) -> str:
+    """A new number by which ``layer`` can be found as long as it lives.
+
+    Spelled out: of numbers that differ ``torch.compile`` would make a variable.
+    """
+    new = str(next(_numbers))
     _layers[new] = layer
     return new
 
 
-def numbered(number: int) -> Any:
+def numbered(number: str) -> Any:
     """The living layer of that number."""
     return _layers[number]

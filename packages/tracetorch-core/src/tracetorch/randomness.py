@@ -8,8 +8,7 @@ count of timesteps are one of its states. Knows no layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -70,16 +69,18 @@ class Random(nn.Module):
         return torch.rand_like(like) if self._stream is None else self._stream.draw(like)
 
 
-@contextmanager
-def lent(sources: Iterable[Random], stream: Stream) -> Iterator[None]:
+class lent:
     """Within it, these draw from ``stream``."""
-    sources = tuple(sources)
-    for source in sources:
-        source._stream = stream
-    try:
-        yield
-    finally:
-        for source in sources:
+
+    def __init__(self, sources: Iterable[Random], stream: Stream) -> None:
+        self._sources, self._stream = tuple(sources), stream
+
+    def __enter__(self) -> None:
+        for source in self._sources:
+            source._stream = self._stream
+
+    def __exit__(self, *_: object) -> None:
+        for source in self._sources:
             source._stream = None
 
 

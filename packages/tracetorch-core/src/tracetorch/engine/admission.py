@@ -42,7 +42,8 @@ def overridden(layer: Layer, *methods: str) -> str | None:
     from tracetorch.layer import Layer as Base
 
     kind = type(layer)
-    return next((name for name in methods if getattr(kind, name) is not getattr(Base, name)), None)
+    own = [name for name in methods if getattr(kind, name) is not getattr(Base, name)]
+    return own[0] if own else None
 
 
 def peculiar(layer: Layer) -> str | None:

@@ -6,6 +6,7 @@ order they come, :class:`Kernel` says. The generated text keeps the names of sta
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -37,9 +38,8 @@ def render(kernel: Kernel) -> str:
     """
     body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
     half = "#define TRACETORCH_HALF 1\n" if torch.float16 == kernel.stored else ""
-    prelude = files("tracetorch.engine").joinpath("prelude.h").read_text(encoding="utf-8")
     return (
-        f"{half}{prelude}\n"
+        f"{half}{header('prelude.h')}\n"
         f"typedef {REAL[kernel.real]} real;\n"
         f"typedef {STORED[kernel.stored]} stored;\n"
         f"enum {{ WIDTH = {_width(kernel)}, CHUNK = {CHUNK}, PERIOD = {kernel.period} }};\n\n"
@@ -50,6 +50,19 @@ def render(kernel: Kernel) -> str:
         "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, CHUNK, threads);\n"
         "}\n"
     )
+
+
+@functools.cache
+def header(name: str) -> str:
+    """The text of one of the engine's headers."""
+    return files("tracetorch.engine").joinpath(name).read_text(encoding="utf-8")
+
+
+def abridged(source: str) -> str:
+    """A source as it was generated, its headers named instead of spelled out."""
+    for name in ("prelude.h", "scan.h"):
+        source = source.replace(header(name), f'#include "{name}"\n')
+    return source
 
 
 class Writer:

@@ -8,9 +8,8 @@ varies over states are summed over the block's channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 
-from tracetorch.engine.cpp import REAL, Writer, array
+from tracetorch.engine.cpp import REAL, Writer, array, header
 from tracetorch.engine.graph import Graph, Node, ordered
 from tracetorch.engine.ops import TABLE
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
@@ -38,10 +37,9 @@ def render(kernel: ScanKernel) -> str:
     states or a gradient that is null is not written. ``sizes``: T, B, D, N.
     """
     body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
-    headers = (files("tracetorch.engine").joinpath(name) for name in ("prelude.h", "scan.h"))
     return (
-        "\n".join(header.read_text(encoding="utf-8") for header in headers)
-        + f"\ntypedef {REAL[kernel.real]} real;\n"
+        f"{header('prelude.h')}\n{header('scan.h')}"
+        f"\ntypedef {REAL[kernel.real]} real;\n"
         f"enum {{ WIDTH = {kernel.width}, STATES = {kernel.tile}, PERIOD = {kernel.period} }};\n\n"
         "template <int FULL>\n"
         "static void tile(void **pointers, const int64_t *sizes, int64_t b, int64_t d, int64_t n, "

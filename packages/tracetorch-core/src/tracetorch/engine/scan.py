@@ -21,7 +21,7 @@ from torch import Tensor
 from tracetorch import backends
 from tracetorch.engine import build, cpp_scan, triton_scan
 from tracetorch.engine.admission import hooked, peculiar, transformed
-from tracetorch.engine.cpp import REAL
+from tracetorch.engine.cpp import REAL, abridged
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import Launch, scan_launcher, scan_width, serving
 from tracetorch.engine.operators import differentiated, saved_by
@@ -141,7 +141,7 @@ def bypassed() -> bool:
     return backends.chosen() == "eager" or transformed()
 
 
-def served(number: int, name: str, real: torch.dtype, device: str, training: bool) -> str | None:
+def served(number: str, name: str, real: torch.dtype, device: str, training: bool) -> str | None:
     """The backend whose kernels, compiled, a layer's scan has; None is said as backends do.
 
     Asked and answered in constants: ``torch.compile`` takes the answer as one.
@@ -172,7 +172,7 @@ def source(layer: Layer, name: str, real: torch.dtype, backward: bool, backend: 
     if backend not in _RENDERERS:
         raise ValueError(f"kernel_source: backend must be one of {[*_RENDERERS]}, got {backend!r}")
     try:
-        return _RENDERERS[backend](_scans[name].kernel(real, backward))
+        return abridged(_RENDERERS[backend](_scans[name].kernel(real, backward)))
     except Refused as why:
         raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tracetorch import backends
 from tracetorch.engine import build, operators, segments
 from tracetorch.engine.admission import fingerprint, overridden, peculiar, recorded, transformed
-from tracetorch.engine.cpp import REAL, STORED
+from tracetorch.engine.cpp import REAL, STORED, abridged
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import serving
 from tracetorch.engine.program import RENDERERS, Plan, Program, register
@@ -98,7 +98,8 @@ def step(layer: Layer, x: Tensor) -> Tensor | None:
 
 def _keep(layer: Layer, states: Sequence[Tensor], random: Tensor | None, steps: int) -> None:
     """The final states (and what was kept behind them, which is let go)."""
-    final: dict[str, Tensor | None] = dict(zip(layer._state_specs, states, strict=False))
+    names = layer._state_specs
+    final: dict[str, Tensor | None] = dict(zip(names, states[: len(names)], strict=True))
     if random is not None:
         final[RANDOM] = after(random, steps)
     layer._states = final
@@ -112,7 +113,7 @@ def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool, backend:
         program = _program(layer, ndim, layer._promoted(dtype), dtype, backend)
     except Refused as why:
         raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
-    return program.source(program.gradients, backward)
+    return abridged(program.source(program.gradients, backward))
 
 
 def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -126,7 +127,7 @@ def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tenso
 
 
 def _real(states: Sequence[Tensor], parameters: Sequence[Tensor], x: Tensor) -> torch.dtype:
-    return next((tensor.dtype for tensor in (*states, *parameters)), x.dtype)
+    return [*states, *parameters, x][0].dtype
 
 
 def _flags(x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[bool, ...]:
@@ -141,7 +142,7 @@ def _flags(x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]) ->
 
 
 def program_name(
-    number: int, ndim: int, real: torch.dtype, stored: torch.dtype, device: str, *flags: bool
+    number: str, ndim: int, real: torch.dtype, stored: torch.dtype, device: str, *flags: bool
 ) -> str | None:
     """The registered, compiled program of a layer for these types; None where it must step.
 
