@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 from tracetorch.engine import ops
+from tracetorch.engine.scan import Scan
 
 # one torch spelling, at least, for each row: what a step would call, on arguments that fit it
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -209,3 +210,37 @@ def test_an_operation_without_a_row_is_refused_with_its_name_and_line() -> None:
         Sorting().unroll(x)
     for said in ("Sorting(3, dim=-1)", "cumsum", "test_kernels.py:", "no row in the table"):
         assert said in str(caught.value)
+
+
+class Named(tt.Layer):
+    """Names that kernels use for something else, and a number drawn with one of them about."""
+
+    STATES = ("x", "grad_y", "grad_x", "t", "lane", "row", "xt", "int", "at", "block", "past_y")
+    PARAMETERS = ("y", "now_t", "real", "stored", "v0", "c0", "lanes", "mixed_lanes", "h", "grad_t")
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.add_state(*self.STATES)
+        for name in self.PARAMETERS:
+            self.add_parameter(name, 0.5, constraint=tt.constraints.sigmoid)
+        self.weight = torch.nn.Parameter(torch.tensor([0.5, 0.6, 0.7]))
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        drive = sum(((k + 1) * value for k, value in enumerate(p)), x * self.weight)
+        new = {
+            name: torch.tanh(0.1 * (k + 1) * value + p.y * states.x + 0.1 * drive)
+            for k, (name, value) in enumerate(states._asdict().items())
+        }
+        return new, sum(new.values(), x)
+
+
+def test_states_and_parameters_may_have_any_name() -> None:
+    layer = Named().double()
+    x = torch.randn(40, 2, 3, dtype=torch.float64)
+    assert_alike(layer, x, 1e-10)
+
+
+def test_a_scans_inputs_have_names_of_their_own() -> None:
+    for name in ("h", "y"):
+        with pytest.raises(ValueError, match=f"^scan odd: an input cannot be {name}"):
+            Scan("odd", lambda h, u: (h + u, h), {name: "d"})

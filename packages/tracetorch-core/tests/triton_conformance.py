@@ -335,3 +335,16 @@ def test_random_numbers_are_the_same_on_every_backend(count: int) -> None:
     for got in found[1:]:
         for value, expected in zip(got, found[0], strict=True):
             torch.testing.assert_close(value, expected)
+
+
+def test_states_and_parameters_may_have_any_name() -> None:
+    layer, x = kernels.Named().double(), torch.randn(PERIOD + 3, 2, 3, dtype=torch.float64)
+    found = []
+    for backend in ("eager", "triton"):
+        layer.to(DEVICE).zero_states()
+        x_here = x.to(DEVICE).requires_grad_()
+        with tt.backends.use(backend):
+            y = layer.unroll(x_here)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), [x_here, *layer.parameters()])])
+    for value, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)

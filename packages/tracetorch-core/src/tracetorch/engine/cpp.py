@@ -104,9 +104,11 @@ class Writer:
         if node.op == CONST:
             return _literal(node.value)
         if node.op == RANDOM:
-            name, text = f"drawn_{node.label}", f"uniform<real>(all_lanes[i], key_{node.label})"
+            name, text = f"drawn_{node.label}", f"uniform<real>(mixed_lanes[i], key_{node.label})"
         elif node.op == INPUT:
             name, text = identifier(node.label), read[node.label]
+            while name in names.values():
+                name += "_"
         else:
             name = f"v{len(names)}"
             text = TABLE[node.op].cpp.format(*(names[arg] for arg in node.args))
@@ -146,9 +148,9 @@ class _Direction(Writer):
             self.say(
                 1,
                 f"const int64_t *const random = (const int64_t *)pointers[{self.at[RANDOM]}];",
-                "uint32_t all_lanes[WIDTH];",
+                "uint32_t mixed_lanes[WIDTH];",
                 "for (int i = 0; i < width; ++i)",
-                "    all_lanes[i] = random_lane(random, lane + i, sizes[2], sizes[3]);",
+                "    mixed_lanes[i] = random_lane(random, lane + i, sizes[2], sizes[3]);",
             )
 
     def keys(self, depth: int, outputs: Mapping[str, Node]) -> None:

@@ -65,6 +65,10 @@ class Scan:
         for name, axis in self.axes.items():
             if axis not in (CHANNEL, STATE, FIXED):
                 raise ValueError(f"scan {self.name}: {name} must vary over d, n or dn, not {axis}")
+            if name in ("h", "y"):
+                raise ValueError(
+                    f"scan {self.name}: an input cannot be {name}, its state or output"
+                )
         _scans[self.name] = self
 
     def step(self, h: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from tracetorch.engine.graph import INPUT, Graph, Node, Refused, draws_of, read_
 from tracetorch.engine.ops import BY_ATEN
 from tracetorch.keeping import Kept
 from tracetorch.looking import Blind, Looked
-from tracetorch.randomness import lent
+from tracetorch.randomness import RANDOM, lent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,8 @@ class Traced:
     """A timestep and its vector-Jacobian product over named inputs.
 
     Attributes:
-        states: names of the states, in the layer's order.
-        parameters: names of what else the step reads, in the order kernels take it: the layer's
+        states: labels of the states, in the layer's order: their names, unless one is x or y.
+        parameters: labels of what else the step reads, in the order kernels take it: the layer's
             parameters, then weights of its submodules by their dotted names.
         forward: ``new <state>`` and ``y`` over the inputs ``<state>``, ``x``, ``<parameter>``.
         backward: ``grad <input>`` over these and ``grad new <state>``, ``grad y``; inputs that
@@ -56,6 +56,8 @@ class Traced:
 
     def __post_init__(self) -> None:
         plain = {*self.states, "x", *self.parameters}
+        if len(plain) != len(self.states) + 1 + len(self.parameters):
+            raise ValueError(f"inputs of one name: {self.states}, x, {self.parameters}")
         cotangents = {f"grad {name}" for name in _outputs(self.states)}
         verify(self.forward, plain)
         verify(self.backward, plain | cotangents)
@@ -83,14 +85,16 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     Raises:
         Refused: the step does something the engine has no kernel for; the message says what.
     """
-    states, own, weights = tuple(layer._state_specs), tuple(layer._specs), weights_of(layer)
+    weights = weights_of(layer)
     _check_sizes(layer, weights)
+    states, own, more = (
+        tuple(map(_label, names)) for names in (layer._state_specs, layer._specs, weights)
+    )
     shape = (BATCH,) * (ndim - 1) + (layer.num_neurons,)
     recorder = _Recorder(shape, dtype)
-    held = {name: recorder.given(name) for name in (*states, "x", *own)}
-    placed = {name: recorder.given(name) for name in weights}
+    inputs = {name: recorder.given(name) for name in (*states, "x", *own, *more)}
+    placed = {name: inputs[_label(name)] for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
-    inputs = {**held, **placed}
     drawing = lent(layer._sources(), _Draws(recorder))
     with (
         _unchanged(layer),
@@ -100,15 +104,21 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
         drawing,
         recorder,
     ):
-        fields = layer._state_fields(*(held[name] for name in states))
-        parameters = layer._parameter_fields(*(held[name] for name in own))
-        new, y = _blind_step(layer, fields, held["x"], parameters)
-        if new.keys() != set(states):
-            raise Refused(f"it returns the states {sorted(new)}, not {sorted(states)}")
-        outputs = dict(zip(_outputs(states), (*(new[name] for name in states), y), strict=True))
+        fields = layer._state_fields(*(inputs[name] for name in states))
+        parameters = layer._parameter_fields(*(inputs[name] for name in own))
+        new, y = _blind_step(layer, fields, inputs["x"], parameters)
+        if new.keys() != layer._state_specs.keys():
+            raise Refused(f"it returns the states {sorted(new)}, not {sorted(layer._state_specs)}")
+        ends = (*(new[name] for name in layer._state_specs), y)
+        outputs = dict(zip(_outputs(states), ends, strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = _backward(recorder, outputs, inputs, cotangents)
-    return Traced(states, (*own, *weights), forward, backward)
+    return Traced(states, (*own, *more), forward, backward)
+
+
+def _label(name: str) -> str:
+    """By what a state, parameter or weight is known here, where the input is x and the output y."""
+    return f"own {name}" if name in ("x", "y", RANDOM) else name
 
 
 @contextmanager
