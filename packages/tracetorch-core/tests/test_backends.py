@@ -226,6 +226,15 @@ def test_a_timestep_through_its_kernel_is_the_step() -> None:
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_timestep_of_few_operations_runs_them(learns: bool) -> None:
+    for layer, kernel in ((Trace(3), False), (AdaptiveLIF(3), True)):
+        with torch.set_grad_enabled(learns):
+            y, _ = layer(torch.ones(2, 3)), layer(torch.ones(2, 3))
+        assert not learns or ("_Fused" in type(y.grad_fn).__name__) is kernel
+        assert any(plan is not None for plan in layer._programs.values()) is kernel
+
+
 def test_a_timestep_and_a_sequence_take_the_same_kernel() -> None:
     layer, x = AdaptiveLIF(300), torch.randn(70, 4, 300)
     stepped = torch.stack([layer(timestep) for timestep in x])
@@ -243,7 +252,7 @@ def test_a_timestep_is_never_refused_for_a_backend() -> None:
 
 
 def test_attributes_that_change_all_the_time_make_no_kernel_each() -> None:
-    class Counting(Trace):
+    class Counting(AdaptiveLIF):
         count = 0
 
         def forward(self, x: Tensor) -> Tensor:
@@ -253,11 +262,10 @@ def test_attributes_that_change_all_the_time_make_no_kernel_each() -> None:
         def step(self, states: Any, x: Tensor, p: Any) -> Any:
             return super().step(states, x * self.count, p)
 
-    layer, x, mem = Counting(1, beta=0.5), torch.ones(1), 0.0
+    layer, reference, x = Counting(3), AdaptiveLIF(3), torch.tensor([0.01, 0.1, 1.0])
     for count in range(1, 60):
-        mem = 0.5 * mem + count
-        assert layer(x).item() == pytest.approx(mem)
-    assert len(layer._programs) <= 16
+        assert torch.equal(layer(x), reference(x * count))
+    assert 10 < len(layer._programs) <= 16
 
 
 def test_a_timestep_with_a_tensor_of_another_kind_or_a_mode_is_seen_by_it() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -143,3 +145,27 @@ def test_without_a_bound_set_it_is_a_share_of_the_machine(monkeypatch: pytest.Mo
     assert 0 < memory.limit() <= 1 << 30
     monkeypatch.setattr(memory, "_physical", lambda: 1 << 30)
     assert memory.limit() == 1 << 26
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_child_is_not_held_up_by_a_thread_it_does_not_have() -> None:
+    shape, ready, done = (1 << 20,), threading.Event(), threading.Event()
+    memory.empty(shape, torch.uint8, torch.device("cpu"))
+
+    def hold() -> None:
+        with memory._pool()._lock:
+            ready.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        memory.empty(shape, torch.uint8, torch.device("cpu"))
+        os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0

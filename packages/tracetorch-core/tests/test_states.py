@@ -623,6 +623,16 @@ def test_detaching_allows_a_backward_pass_per_chunk() -> None:
     model.zero_states()
     model(x[0]).sum().backward()
     y = model(x[1]).sum()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["timestep", "sequence"])
+def test_a_second_backward_pass_through_the_batch_before_says_the_remedy(whole: bool) -> None:
+    layer, x = AdaptiveLIF(3), torch.randn(4, 2, 3)
+    run = (lambda: layer.unroll(x)) if whole else (lambda: layer(x[0]))
+    run().sum().backward()
+    y = run().sum()
     with pytest.raises(RuntimeError, match=r"second time, most .* zero_states\(\) before new"):
         y.backward()
 

@@ -90,6 +90,7 @@ class Layer(nn.Module):
         self._construction = (next(_serial), 0)
         self._number = number(self)
         self._programs: dict[object, Plan | None] = {}
+        self._operations: int | None = None
         self._name_fields()
 
     # ------------------------------------------------------------------ declaring a layer
@@ -649,7 +650,13 @@ class Layer(nn.Module):
             name: None if tensor is None else tensor.detach()
             for name, tensor in self._states.items()
         }
-        for transient in ("_state_fields", "_parameter_fields", "_number", "_programs"):
+        for transient in (
+            "_state_fields",
+            "_parameter_fields",
+            "_number",
+            "_programs",
+            "_operations",
+        ):
             del state[transient]
         return state
 
@@ -657,7 +664,7 @@ class Layer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # the original's place comes first, so that layers in a set keep their names in a copy
         self._construction = (state["_construction"][0], next(_serial))
-        self._number, self._programs = number(self), {}
+        self._number, self._programs, self._operations = number(self), {}, None
         self._name_fields()
 
     def _name_fields(self) -> None:

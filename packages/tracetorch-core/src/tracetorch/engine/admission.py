@@ -75,8 +75,8 @@ def _attributes(module: nn.Module) -> tuple[Any, ...]:
 
 
 _MANAGED = frozenset(vars(nn.Module())) - {"training"} | {
-    "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number", "_programs",
-    "_state_fields", "_parameter_fields",
+    "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number",
+    "_programs", "_operations", "_state_fields", "_parameter_fields",
 }  # fmt: skip
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 

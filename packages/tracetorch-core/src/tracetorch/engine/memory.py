@@ -95,6 +95,10 @@ class Pool:
             while self.waiting > limit:
                 self._waiting.pop(0)
 
+    def unlock(self) -> None:
+        """Start with a new lock, as the only thread there is."""
+        self._lock = threading.RLock()
+
     def _found(self, size: int) -> _Block | None:
         """The smallest block that fits and is not much too large."""
         with self._lock:
@@ -113,4 +117,7 @@ class Pool:
 
 @functools.cache
 def _pool() -> Pool:
-    return Pool(limit())
+    pool = Pool(limit())
+    if hasattr(os, "register_at_fork"):  # a thread that the child does not have may hold it
+        os.register_at_fork(after_in_child=pool.unlock)
+    return pool

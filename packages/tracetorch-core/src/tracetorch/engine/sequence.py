@@ -5,6 +5,7 @@ What cannot be served here is answered with None: the layer then steps.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ from tracetorch.randomness import RANDOM, after
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
 
+# Operations of a timestep below which they are faster one by one, without gradients and with: to
+# call a kernel takes as long as three, to call its autograd function as six.
+_FEWEST = {False: 4, True: 7}
 # a layer whose attributes change from step to step is not worth a kernel for each
 _MOST_PROGRAMS = 16
 
@@ -80,6 +84,8 @@ def step(layer: Layer, x: Tensor) -> Tensor | None:
     """
     if backends.chosen() not in ("auto", "cpp") or x.device.type != "cpu" or transformed():
         return None
+    if torch.compiler.is_compiling() or _operations(layer, x) < _FEWEST[torch.is_grad_enabled()]:
+        return None
     if overridden(layer, "_advance", "_sequence"):
         return None
     states, parameters = _arguments(layer, x)
@@ -114,6 +120,19 @@ def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool, backend:
     except Refused as why:
         raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
     return abridged(program.source(program.gradients, backward))
+
+
+def _operations(layer: Layer, timestep: Tensor) -> int:
+    """Of how many operations a timestep is made; a great number where it cannot be traced.
+
+    Asked before anything is computed: what comes after must be the same for every timestep, or it
+    could not be recomputed.
+    """
+    if layer._operations is None:
+        layer._operations = 1 << 30
+        with contextlib.suppress(Exception):  # those of the step are its own to raise
+            layer._operations = trace(layer, layer._state_dtype(timestep), timestep.ndim).operations
+    return layer._operations
 
 
 def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracetorch.engine.admission import parts
-from tracetorch.engine.graph import INPUT, Graph, Node, Refused, draws_of, read_by, verify
-from tracetorch.engine.ops import BY_ATEN
+from tracetorch.engine.graph import (
+    INPUT,
+    Graph,
+    Node,
+    Refused,
+    draws_of,
+    ordered,
+    read_by,
+    verify,
+)
+from tracetorch.engine.ops import BY_ATEN, TABLE
 from tracetorch.keeping import Kept
 from tracetorch.looking import Blind, Looked
 from tracetorch.randomness import RANDOM, lent
@@ -56,11 +66,14 @@ class Traced:
 
     def __post_init__(self) -> None:
         plain = {*self.states, "x", *self.parameters}
-        if len(plain) != len(self.states) + 1 + len(self.parameters):
-            raise ValueError(f"inputs of one name: {self.states}, x, {self.parameters}")
         cotangents = {f"grad {name}" for name in _outputs(self.states)}
         verify(self.forward, plain)
         verify(self.backward, plain | cotangents)
+
+    @cached_property
+    def operations(self) -> int:
+        """How many there are in a timestep, forward."""
+        return sum(node.op in TABLE for node in ordered(self.forward.values()))
 
     @property
     def random(self) -> bool:
