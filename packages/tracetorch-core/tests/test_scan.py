@@ -86,7 +86,7 @@ def results(run: Callable[..., Ends], scan: Scan, given: Sequence[Tensor]) -> li
 
 
 @each
-@settings(max_examples=25)
+@settings(max_examples=25 if BACKEND == "cpp" else 8)
 @given(
     steps=st.sampled_from([1, 2, PERIOD - 1, PERIOD, PERIOD + 1, 2 * PERIOD]),
     around=st.lists(st.integers(0, 3), max_size=2),
