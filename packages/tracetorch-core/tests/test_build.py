@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tracetorch.engine import build
 
 # one layer through the engine in a fresh process; says which files it compiled, and the answer
 RUN = """
@@ -127,6 +129,27 @@ def test_another_compiler_has_entries_of_its_own(cache: Path, tmp_path: Path) ->
     other.chmod(0o700)
     assert run(cache, CXX=str(other)).count("COMPILED") == 1
     assert len(entries(cache)) == 2
+
+
+def test_an_entry_for_other_flags_or_another_cpu_is_not_loaded(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE_DIR", str(cache))
+    source = 'extern "C" int made() { return __OPTIMIZE__ + 1; }'
+    portable = tuple(flag for flag in build.flags() if not flag.startswith(("-m", "-O")))
+    changes: list[tuple[str, Any]] = [
+        ("flags", build.flags),
+        ("flags", lambda: (*portable, "-O2", "-D__OPTIMIZE__=6")),
+        ("_cpu", lambda: "a processor of another kind"),
+    ]
+    made = []
+    for count, (name, value) in enumerate(changes, 1):
+        with monkeypatch.context() as changed:
+            changed.setattr(build, name, value)
+            changed.setattr(build, "_loaded", {})
+            made.append(build.library(source).made())
+        assert len(entries(cache)) == count
+    assert made == [2, 7, 2]
 
 
 def test_sixteen_processes_at_once_all_get_it_right(cache: Path) -> None:
