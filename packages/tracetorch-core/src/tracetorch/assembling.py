@@ -82,8 +82,8 @@ class _Moved(torch.autograd.Function):
         return chunk.new_zeros(()).expand(chunk.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 class _Joined(torch.autograd.Function):
@@ -95,5 +95,5 @@ class _Joined(torch.autograd.Function):
         return whole[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return None, None, *torch.split(gradient, ctx.sizes)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return None, None, *torch.split(gradients[0], ctx.sizes)
