@@ -363,3 +363,63 @@ def test_compiled_graphs_hold_the_operator_and_opcheck_passes() -> None:
         torch.ops.tracetorch.unroll.default,
         (x.requires_grad_(), states, parameters, None, name, [True] * 6),
     )
+
+
+# ------------------------------------------------------------------ what kernels must not touch
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["timestep", "sequence"])
+def test_parameters_elsewhere_are_never_read(whole: bool) -> None:
+    for move in (lambda layer: layer.to("meta"), lambda layer: setattr(
+        layer, "raw_beta", nn.Parameter(layer.raw_beta.detach().to("meta"))
+    )):  # fmt: skip
+        layer, x = AdaptiveLIF(3), torch.ones(4, 2, 3)
+        move(layer)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            layer.unroll(x) if whole else layer(x[0])
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["timestep", "sequence"])
+def test_a_parameter_of_another_shape_is_broadcast_as_eager_does(whole: bool) -> None:
+    layer, x = AdaptiveLIF(3), torch.randn(40, 2, 3)
+    layer.raw_beta = nn.Parameter(torch.zeros(1))
+    y = layer.unroll(x) if whole else torch.stack([*map(layer, x)])
+    layer.zero_states()
+    with tt.backends.use("eager"):
+        assert torch.equal(layer.unroll(x), y)
+
+
+def test_gradients_in_batches_go_through_the_step() -> None:
+    layer, x = AdaptiveLIF(3).double(), torch.randn(5, 2, 3, dtype=torch.float64).requires_grad_()
+    y, seeds = layer.unroll(x), torch.randn(4, 5, 2, 3, dtype=torch.float64)
+    (together,) = torch.autograd.grad(y, x, seeds, is_grads_batched=True, retain_graph=True)
+    for seed, got in zip(seeds, together, strict=True):
+        torch.testing.assert_close(got, torch.autograd.grad(y, x, seed, retain_graph=True)[0])
+
+
+class Counted(Trace):
+    """Adds truth values: true and true is true."""
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, ((x > 0.2) + (x > 0.5)).to(x.dtype), p)
+
+
+class Reversed(Trace):
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, torch.rsub(x, 1.0, alpha=2.0), p)
+
+
+class Filling(Trace):
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        above = torch.zeros_like(x, dtype=torch.bool)
+        torch.gt(x, 0.2, out=above)
+        return super().step(states, above.to(x.dtype), p)
+
+
+@pytest.mark.parametrize("kind", [Counted, Reversed, Filling])
+def test_what_the_table_cannot_say_is_stepped(kind: type[Trace]) -> None:
+    layer, x = kind(3), torch.rand(9, 2, 3)
+    y = layer.unroll(x)
+    layer.zero_states()
+    with tt.backends.use("eager"):
+        assert torch.equal(layer.unroll(x), y)

@@ -351,3 +351,59 @@ def test_check_unroll_refuses_what_it_cannot_check(
 ) -> None:
     with pytest.raises(kind, match=f"^check_unroll: .*{says}"):
         tt.check_unroll(model, x)
+
+
+class Doubled(Trace):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Called(Trace):
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = super().__call__(x)
+        return y * 2
+
+
+def _hooked(pre: bool) -> Trace:
+    layer = Trace(3)
+    if pre:
+        layer.register_forward_pre_hook(lambda _, x: (x[0] * 2,))
+    else:
+        layer.register_forward_hook(lambda _, x, y: y * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Doubled(3), lambda: Called(3), lambda: _hooked(True), lambda: _hooked(False)],
+    ids=["forward", "call", "hook before", "hook after"],
+)
+def test_what_a_call_of_a_layer_does_besides_it_does_once(make: Callable[[], Trace]) -> None:
+    model, x = make_net(make()), sequence()
+    y = model.unroll(x)
+    model.zero_states()
+    torch.testing.assert_close(y, torch.stack([model(step) for step in x]))
+    assert tt.check_unroll(model, x) is not None
+
+
+def make_net(layer: Trace) -> Net:
+    model = make(Net)
+    model.last = layer
+    return model
+
+
+@pytest.mark.parametrize("inner", [Trace(3), make(Net)], ids=["layer", "model"])
+def test_several_steps_of_a_part_in_each_timestep(inner: Any) -> None:
+    class Micro(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(self.inner.unroll(torch.stack([x, 2 * x]))[-1])
+
+    model, x = make(Micro), sequence()
+    y = model.unroll(x)
+    model.zero_states()
+    torch.testing.assert_close(y, torch.stack([model(step) for step in x]))
+    assert "within a timestep" in str(tt.check_unroll(model, x))

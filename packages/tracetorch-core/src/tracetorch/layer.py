@@ -207,6 +207,8 @@ class Layer(nn.Module):
         Returns:
             Outputs ``[T, …]``. If a timestep fails, the states are as they were before.
         """
+        if self._fold is not None:
+            raise Unfoldable(f"forward unrolls a {type(self).__name__} within a timestep")
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
             got = list(x.shape) if isinstance(x, Tensor) else _outlined(x)
             raise StateError(

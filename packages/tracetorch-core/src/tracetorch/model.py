@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tracetorch import state_files
 from tracetorch.assembling import assembled
 from tracetorch.checkpointing import restored_states
-from tracetorch.engine.admission import transformed
+from tracetorch.engine.admission import peculiar, transformed
 from tracetorch.errors import LayerError, StateError
 from tracetorch.folding import Unfoldable, folded, hooked_modules, looking_out
 from tracetorch.keeping import buffers_kept
@@ -274,6 +274,8 @@ class Model(Boundary):
             TypeError: an argument is of the wrong kind.
             ValueError: an argument is out of range, or a state has no batch for ``lengths``.
         """
+        if any(layer._fold is not None for layer in self._standing()):
+            raise Unfoldable(f"forward unrolls a {type(self).__name__} within a timestep")
         steps = _checked_sequence(x, time_dim)
         if lengths is not None:
             lengths = _checked_lengths(lengths, steps)
@@ -350,7 +352,7 @@ class Model(Boundary):
 
     def _why_stepped(self, ndim: int) -> str | None:
         """Why sequences ``[T, B, …]`` of so many dimensions are stepped, as far as is known."""
-        hooks = hooked_modules(self._memoryless())
+        hooks = hooked_modules([*self._memoryless(), *self._standing()])
         if hooks and hooks not in self._told and not torch.compiler.is_compiling():
             self._told.add(hooks)
             _log.info("%s is stepped: %s", type(self).__name__, hooks)
@@ -388,6 +390,9 @@ class Model(Boundary):
 
     def _folded(self, steps: Tensor) -> Any:
         layers = list(self._standing())
+        for layer in layers:
+            if why := peculiar(layer):
+                raise Unfoldable(f"of a {type(layer).__name__}: {why}")
         y = folded(self, self._memoryless(), layers, steps)
         if list(self._standing()) != layers:
             raise Unfoldable("forward makes layers")

@@ -18,6 +18,14 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def batched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether torch differentiates for several cotangents at once (``is_grads_batched``)."""
+    if torch.compiler.is_compiling():
+        return False
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    return any(tensor is not None and legacy(tensor) for tensor in tensors)
+
+
 def recorded(tensors: Iterable[Tensor]) -> bool:
     """Whether torch looks on, with tensors of another kind or a mode, and has to see operators."""
     if torch.compiler.is_compiling():

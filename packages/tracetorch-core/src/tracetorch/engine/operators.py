@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tracetorch.engine.admission import recorded
+from tracetorch.engine.admission import batched, recorded, transformed
 from tracetorch.engine.program import Plan, Program, registered
 from tracetorch.engine.trace import replaced, weights_of
 from tracetorch.randomness import after
@@ -107,7 +107,7 @@ def _gradients(
     inputs = len(plan.program.inputs)
     states = 1 + len(plan.program.traced.states)
     x, parameters, kept = saved[0], saved[states:inputs], saved[inputs:]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transformed() or batched(cotangents):
         return _replay(plan, single, random, saved[:inputs], cotangents)
     if single:
         kept = plan.remembered(saved[1:states])
@@ -133,6 +133,15 @@ def _replay(
         raise RuntimeError(
             "a second derivative needs the layer that computed the first: keep it until then"
         )
+    with torch.enable_grad():
+        ends, inputs = _replayed(plan, layer, single, random, inputs)
+    return differentiated(ends, cotangents, inputs, plan.flags, torch.is_grad_enabled())
+
+
+def _replayed(
+    plan: Plan, layer: Layer, single: bool, random: Tensor | None, inputs: Sequence[Tensor]
+) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Output and new states, and what they were computed from."""
     # under names of their own: a state may have come from the same x and parameters
     inputs = [tensor.view_as(tensor) for tensor in inputs]
     x, count = inputs[0], len(plan.program.traced.states)
@@ -150,7 +159,7 @@ def _replay(
             ys.append(y.movedim(-1, layer.dim).to(x.dtype))
     ends = [ys[0] if single else torch.stack(ys)]
     ends += [state.movedim(-1, layer.dim) for state in now]
-    return differentiated(ends, cotangents, inputs, plan.flags)
+    return ends, inputs
 
 
 def differentiated(
@@ -158,8 +167,9 @@ def differentiated(
     cotangents: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     flags: Sequence[bool],
+    again: bool,
 ) -> list[Tensor | None]:
-    """The vector-Jacobian product for the flagged inputs, differentiable once more."""
+    """The vector-Jacobian product for the flagged inputs; ``again``: differentiable once more."""
     reached = [
         (end, cotangent)
         for end, cotangent in zip(ends, cotangents, strict=True)
@@ -172,7 +182,7 @@ def differentiated(
             [end for end, _ in reached],
             asked,
             [cotangent for _, cotangent in reached],
-            create_graph=True,
+            create_graph=again,
             allow_unused=True,
         )
     )

@@ -52,7 +52,8 @@ class Program:
     def name(self) -> str:
         """What it is registered under: a digest of its kernels."""
         texts = [self.source(self.gradients, backward) for backward in (False, True)]
-        digest = hashlib.sha256("\0".join([*texts, str(self.neurons), str(self.dim)]).encode())
+        rest = (self.neurons, self.dim, self.real, self.stored, self.backend)
+        digest = hashlib.sha256("\0".join([*texts, *map(str, rest)]).encode())
         return digest.hexdigest()[:24]
 
     @functools.cached_property

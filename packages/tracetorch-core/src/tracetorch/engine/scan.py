@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tracetorch import backends
 from tracetorch.engine import build, cpp_scan, triton_scan
-from tracetorch.engine.admission import hooked, peculiar, transformed
+from tracetorch.engine.admission import batched, hooked, peculiar, transformed
 from tracetorch.engine.cpp import REAL, abridged
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import Launch, scan_launcher, scan_width, serving
@@ -313,7 +313,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     h, kept, *inputs = saved_by(ctx)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transformed() or batched(gradients):
         found = _replay(ctx.name, h, inputs, gradients[:2], needed)
     else:
         kernel = _scans[ctx.name].kernel(h.dtype, backward=True)
@@ -333,15 +333,16 @@ def _replay(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same gradients, differentiable: the steps over the saved tensors."""
-    h, *inputs = (tensor.view_as(tensor) for tensor in (h, *inputs))
-    scan, now, ys = _scans[name], h, []
-    for t in range(_steps(inputs, name)):
-        own = [
-            i if axis == FIXED else i[t] for i, axis in zip(inputs, scan.axes.values(), strict=True)
-        ]
-        now, y = scan.step(now, *own)
-        ys.append(y)
-    return differentiated((torch.stack(ys), now), cotangents, (h, *inputs), needed)
+    with torch.enable_grad():
+        h, *inputs = (tensor.view_as(tensor) for tensor in (h, *inputs))
+        scan, now, ys = _scans[name], h, []
+        for t in range(_steps(inputs, name)):
+            axes = scan.axes.values()
+            own = [i if axis == FIXED else i[t] for i, axis in zip(inputs, axes, strict=True)]
+            now, y = scan.step(now, *own)
+            ys.append(y)
+        ends = torch.stack(ys), now
+    return differentiated(ends, cotangents, (h, *inputs), needed, torch.is_grad_enabled())
 
 
 for _device in ("CPU", "CUDA"):

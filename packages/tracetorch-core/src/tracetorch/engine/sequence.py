@@ -41,6 +41,9 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
         backends.cannot(layer, why)
         return None
     states, parameters = _arguments(layer, x[0])
+    if why := _misfit(layer, x, states, parameters):
+        backends.cannot(layer, why)
+        return None
     flags = _flags(x, states, parameters)
     types = (x.ndim - 1, _real(states, parameters, x), x.dtype, x.device.type)
     if recorded((x, *states, *parameters)):
@@ -89,6 +92,8 @@ def step(layer: Layer, x: Tensor) -> Tensor | None:
     if overridden(layer, "_advance", "_sequence"):
         return None
     states, parameters = _arguments(layer, x)
+    if _misfit(layer, x, states, parameters):
+        return None
     if recorded((x, *states, *parameters)):
         return None
     flags = _flags(x, states, parameters)
@@ -143,6 +148,23 @@ def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tenso
     ]
     weights = [weight.to(dtype) for weight in weights_of(layer).values()]
     return states, [*layer._parameters_as(dtype), *weights]
+
+
+def _misfit(
+    layer: Layer, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> str | None:
+    """What does not lie dense on the input's device, or as it was declared: for the step to take.
+
+    A kernel would read whatever is at that address.
+    """
+    if x.layout is not torch.strided:
+        return f"there are no kernels for tensors in {x.layout}"
+    if any(tensor.device != x.device for tensor in (*states, *parameters)):
+        return f"not all of its states and parameters are on {x.device}, as the input is"
+    for spec, parameter in zip(layer._specs.values(), parameters[: len(layer._specs)], strict=True):
+        if parameter.shape != spec.shape:
+            return f"{spec.name} is {list(parameter.shape)}, declared {list(spec.shape)}"
+    return None
 
 
 def _real(states: Sequence[Tensor], parameters: Sequence[Tensor], x: Tensor) -> torch.dtype:

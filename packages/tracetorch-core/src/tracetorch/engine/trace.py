@@ -325,6 +325,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             if base.endswith("_") and not base.startswith("_"):
                 self._write(base[:-1] + ("." + overload if overload else ""), out, args, kwargs)
+            elif "out" in kwargs:
+                raise Refused("with out= has no kernel")
             elif isinstance(out, Tensor) and _storage(out) in self._nodes:
                 self._check_alias(out, args)
             else:
@@ -357,6 +359,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Refused("has no row in the table of operations (tracetorch.engine.ops)")
         if out.dtype not in (self.dtype, torch.bool):
             raise Refused(f"computes in {out.dtype}, not in the states' {self.dtype}")
+        if out.dtype == torch.bool and name in _SUMS:
+            raise Refused("of booleans has no kernel")
         if make is not None:
             return make(self, args, kwargs)
         unused = {key: value for key, value in kwargs.items() if value != _NEUTRAL.get(key)}
@@ -364,6 +368,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Refused(f"with the options {unused} has no kernel")
         row = BY_ATEN[name]
         given = (*args, *row.defaults[len(args) - len(row.takes) + len(row.defaults) :])
+        if len(given) != len(row.takes):
+            raise Refused(f"with the arguments {given[len(row.takes) :]} has no kernel")
         nodes = [self.node(arg) for arg in given]
         return self.graph.op(row.name, *map(self._converted, nodes, row.takes))
 
@@ -472,6 +478,9 @@ _SPECIAL: dict[str, _Make] = {
     "masked_fill.Scalar": _select,
     "masked_fill.Tensor": _select,
 }
+
+
+_SUMS = ("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar")
 
 
 def _storage(tensor: Tensor) -> int:
