@@ -423,3 +423,28 @@ def test_what_the_table_cannot_say_is_stepped(kind: type[Trace]) -> None:
     layer.zero_states()
     with tt.backends.use("eager"):
         assert torch.equal(layer.unroll(x), y)
+
+
+class First(Trace):
+    """Looks whether there is a state yet."""
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return super().step(states, x * (3 if self.mem is None else 1), p)
+
+
+def test_a_step_that_reads_the_layers_own_state_is_stepped() -> None:
+    layer, x = First(3), torch.rand(9, 2, 3)
+    ys = [layer.unroll(x), layer.unroll(x)]
+    layer.zero_states()
+    with tt.backends.use("eager"):
+        assert all(torch.equal(layer.unroll(x), y) for y in ys)
+    with tt.backends.use("cpp"), pytest.raises(tt.BackendError, match=r"it reads self\.mem"):
+        layer.unroll(x)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_looking_for_anomalies_changes_nothing() -> None:
+    layer, x = AdaptiveLIF(3), torch.rand(9, 2, 3)
+    with torch.autograd.detect_anomaly(check_nan=False), tt.backends.use("cpp"):
+        layer.unroll(x).sum().backward()
+    assert any(plan is not None for plan in layer._programs.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,37 @@ class Setting(Net):
         return y
 
 
+class Delaying(Net):
+    """A delay line: full from the start, of one length for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = deque([torch.zeros(2, 3), torch.zeros(2, 3)], maxlen=2)
+
+    def forward(self, x: Tensor) -> Any:
+        late = self.line[0]
+        self.line.append(x)
+        return super().forward(x + late)
+
+
+class Ticking(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ticks = {"now": 0}
+
+    def forward(self, x: Tensor) -> Any:
+        self.ticks["now"] += 1
+        return super().forward(x * self.ticks["now"])
+
+
+class Swallowing(Net):
+    def forward(self, x: Tensor) -> Any:
+        try:
+            return self.last(self.last(x))
+        except Exception:
+            return x
+
+
 STATES = "reads or changes the states of a"
 UNFOLDABLE = {
     Feeding: f"{STATES} Trace",
@@ -139,6 +171,9 @@ UNFOLDABLE = {
     Branching: "looks at values (Tensor.__bool__)",
     Numbering: "looks at values (Tensor.__float__)",
     FixedBatch: "RuntimeError",
+    Delaying: "RuntimeError",
+    Ticking: "changes Ticking.ticks: state outside tt layers",
+    Swallowing: "is called more than once",
     Pooling: "does not have the 2·2 timesteps and samples at dimension 0",
     Making: "looks at values",
 }

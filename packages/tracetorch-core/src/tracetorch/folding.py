@@ -20,8 +20,11 @@ from tracetorch.keeping import Kept
 from tracetorch.looking import Blind, Looked
 
 
-class Unfoldable(Exception):
-    """A forward pass cannot take a whole sequence at once; the message says why."""
+class Unfoldable(BaseException):
+    """A forward pass cannot take a whole sequence at once; the message says why.
+
+    Not for what surrounds a layer in the user's ``forward`` to handle.
+    """
 
 
 class Fold(NamedTuple):

@@ -30,17 +30,17 @@ class Kept:
     def __init__(self, module: nn.Module) -> None:
         self.module, self.attributes = module, dict(vars(module))
         self.contents = {
-            name: (len(value), value.copy())
+            name: value.copy()
             for name, value in self.attributes.items()
             if type(value) in (list, dict, set, deque) and not name.startswith("_")
         }
         self.buffers = dict(module._buffers)
 
     def changed(self) -> list[str]:
-        """Names of attributes that are other objects, or containers of another size, now."""
+        """Names of attributes that are other objects, or containers of others, now."""
         now = vars(self.module)
         names = _other(self.attributes, now) | _other(self.buffers, self.module._buffers)
-        names |= {name for name, (size, _) in self.contents.items() if len(now[name]) != size}
+        names |= {n for n, before in self.contents.items() if _differ(before, self.attributes[n])}
         return [f"{type(self.module).__name__}.{name}" for name in sorted(names)]
 
     def restore(self) -> None:
@@ -52,10 +52,21 @@ class Kept:
             for name in [name for name in now if name not in before]:
                 del now[name]
             now.update(before)
-        for name, (_, copy) in self.contents.items():
+        for name, copy in self.contents.items():
             value = self.attributes[name]
             value.clear()
             (value.extend if isinstance(value, (list, deque)) else value.update)(copy)
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Whether a container holds other objects than before, or in another order."""
+    if len(before) != len(now):
+        return True
+    if isinstance(before, dict):
+        return _differ([*before, *before.values()], [*now, *now.values()])
+    if isinstance(before, set):
+        return bool(before != now)
+    return any(one is not other for one, other in zip(before, now, strict=True))
 
 
 def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:

@@ -381,7 +381,10 @@ class Model(Boundary):
             ):
                 self._folded(steps)
             return None
-        except Exception as why:  # whatever forward raises on folded time, stepping shows anew
+        except (
+            Exception,
+            Unfoldable,
+        ) as why:  # whatever forward raises on folded time, stepping shows anew
             return f"{type(why).__name__}: {why}"
         finally:
             self._restore(before)

@@ -113,8 +113,10 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
         _unchanged(layer),
         torch.enable_grad(),
         _own_hooks(),
+        torch.autograd.set_detect_anomaly(False),
         replaced(layer, placed),
         drawing,
+        _stateless(layer),
         recorder,
     ):
         fields = layer._state_fields(*(inputs[name] for name in states))
@@ -132,6 +134,22 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
 def _label(name: str) -> str:
     """By what a state, parameter or weight is known here, where the input is x and the output y."""
     return f"own {name}" if name in ("x", "y", RANDOM) else name
+
+
+@contextmanager
+def _stateless(layer: Layer) -> Iterator[None]:
+    """Refuses a step that reads a state of the layer instead of the one it is given."""
+    states = layer._states
+    layer._states = _Standing(states)
+    try:
+        yield
+    finally:
+        layer._states = states
+
+
+class _Standing(dict[str, Any]):
+    def __getitem__(self, name: str) -> Any:
+        raise Refused(f"it reads self.{name}; the timestep's own is in states")
 
 
 @contextmanager
