@@ -104,8 +104,8 @@ class Cell(Layer):
     def _sequence(self, x: Tensor) -> Tensor:
         kernel = self.torch_sequence
         # torch.compile takes the kernels apart into timesteps, and cannot train the LSTM's
-        alone = kernel is None or transformed() or torch.compiler.is_compiling()
-        if alone or backends.chosen() == "eager" or peculiar(self):
+        stepped = transformed() or torch.compiler.is_compiling() or peculiar(self)
+        if kernel is None or stepped or backends.chosen() == "eager":
             return super()._sequence(x)
         place, dtype = self.dim % (x.ndim - 1), self._state_dtype(x)
         specs = self._state_specs.items()
