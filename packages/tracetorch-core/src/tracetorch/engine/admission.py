@@ -22,7 +22,8 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether torch differentiates for several cotangents at once (``is_grads_batched``)."""
     if torch.compiler.is_compiling():
         return False
-    legacy = torch._C._functorch.is_legacy_batchedtensor
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 - not in its stubs
+    legacy = functorch.is_legacy_batchedtensor
     return any(tensor is not None and legacy(tensor) for tensor in tensors)
 
 
