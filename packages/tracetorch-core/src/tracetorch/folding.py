@@ -67,8 +67,6 @@ def folded(
     """
     if x.ndim < 3:
         raise Unfoldable("a timestep has no batch dimension to fold time into")
-    if why := hooked_modules(modules):
-        raise Unfoldable(why)
     fold = Fold(*x.shape[:2])
     kept = [Kept(module) for module in modules]
     for layer in layers:

@@ -262,9 +262,9 @@ class Model(Boundary):
                 back-propagation through time), counted from the start of this call. The final
                 states keep the graph of the last timesteps, of a sample's own with ``lengths``.
             recompute: keep of each chunk only its outputs and the states it began with, and
-                compute the rest again when it is differentiated: a third more time, and the
-                memory of one chunk. Without gradients, and in a compiled graph, this changes
-                nothing.
+                compute the rest again when it is differentiated: the time of one more forward
+                pass, and the memory of one chunk. Without gradients, and in a compiled graph,
+                this changes nothing.
 
         Returns:
             The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
@@ -274,7 +274,8 @@ class Model(Boundary):
             TypeError: an argument is of the wrong kind.
             ValueError: an argument is out of range, or a state has no batch for ``lengths``.
         """
-        if any(layer._fold is not None for layer in self._standing()):
+        before = self._standing()
+        if any(layer._fold is not None for layer in before):
             raise Unfoldable(f"forward unrolls a {type(self).__name__} within a timestep")
         steps = _checked_sequence(x, time_dim)
         if lengths is not None:
@@ -283,13 +284,14 @@ class Model(Boundary):
         size = _checked_count("chunk_size", chunk_size)
         if not isinstance(recompute, bool):
             raise TypeError(f"unroll: recompute must be True or False, got {recompute!r}")
-        before = self._standing()
+        plain = torch.compiler.is_compiling() or transformed()
+        recompute = recompute and torch.is_grad_enabled() and not plain
         bounds = _bounds(len(steps), every, size, lengths)
         chunks = self._chunks(steps, bounds, every, lengths, recompute)
         try:
             if len(bounds) == 2:
                 outputs = next(chunks)
-            elif torch.compiler.is_compiling() or transformed():
+            elif plain:
                 outputs = tree_map(lambda *parts: torch.cat(parts), *chunks)
             else:
                 outputs = assembled(chunks, len(steps))
@@ -309,12 +311,11 @@ class Model(Boundary):
         recompute: bool,
     ) -> Iterator[Any]:
         """Outputs ``[t, B, …]`` between every two bounds."""
-        quiet = torch.compiler.is_compiling() or transformed() or not torch.is_grad_enabled()
         for start, stop in itertools.pairwise(bounds):
             active = None if lengths is None else lengths > start
             if every and start and start % every == 0:
                 self._cut(active)
-            if recompute and not quiet:
+            if recompute:
                 yield self._recomputed(steps[start:stop], active)
             else:
                 yield self._chunk(steps[start:stop], active)
@@ -381,10 +382,8 @@ class Model(Boundary):
             ):
                 self._folded(steps)
             return None
-        except (
-            Exception,
-            Unfoldable,
-        ) as why:  # whatever forward raises on folded time, stepping shows anew
+        # whatever forward raises on folded time, stepping shows anew
+        except (Exception, Unfoldable) as why:
             return f"{type(why).__name__}: {why}"
         finally:
             self._restore(before)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from tracetorch import backends
+
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 def transformed() -> bool:
     """Whether torch is differentiating or batching in a way kernels do not take part in."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def bypassed() -> bool:
+    """Whether sequences are stepped for now: chosen, or under a transform of torch."""
+    return backends.chosen() == "eager" or transformed()
 
 
 def batched(tensors: Iterable[Tensor | None]) -> bool:

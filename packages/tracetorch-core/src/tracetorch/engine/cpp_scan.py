@@ -143,9 +143,7 @@ class _Backward(_Tile):
 
     def text(self) -> str:
         self.begin()
-        gradients = [name.removeprefix("grad ") for name in self.kernel.gradients]
-        self.own = {axis: [n for n in self.kernel.over(axis) if n in gradients]
-                    for axis in (CHANNEL, STATE, FIXED)}  # fmt: skip
+        self.own = {axis: self.kernel.differentiated(axis) for axis in (CHANNEL, STATE, FIXED)}
         self.say(1, "real grad[STATES][WIDTH], past[PERIOD + 1][STATES][WIDTH];")
         for name in self.own[FIXED]:
             self.say(1, f"real {array('sum', name)}[STATES][WIDTH] = {{}};")

@@ -1,4 +1,4 @@
-"""Triton kernels: source → function → launches on the current stream.
+"""Kernels that can be launched: C++ ones from libraries, Triton's on the current stream.
 
 Triton reads a function's source again through ``linecache``, so nothing is written; what it
 compiles, it keeps in its own cache (``$TRITON_CACHE_DIR``). With ``TRITON_INTERPRET=1`` in the
@@ -11,7 +11,9 @@ import hashlib
 import importlib.util
 import linecache
 import os
+import struct
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from tracetorch import backends
 from tracetorch.engine import triton, triton_scan
-from tracetorch.engine.build import BuildError
+from tracetorch.engine.build import BuildError, entry_point
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.scan_kernel import ScanKernel
@@ -66,6 +68,44 @@ def serving(device: str) -> str:
     if backend == "triton" and (why := missing()):
         raise Refused(why)
     return backend
+
+
+def compile_all(backend: str, launcher: Callable[[Any], Launch], kernels: Sequence[Any]) -> None:
+    """Make the launches of these kernels, which the launcher keeps; in C++ all at once.
+
+    Raises:
+        BuildError: one of them cannot be compiled here.
+    """
+    if backend == "triton":  # which compiles for this thread's current device
+        list(map(launcher, kernels))
+        return
+    with ThreadPoolExecutor(len(kernels)) as pool:
+        list(pool.map(launcher, kernels))
+
+
+def in_order(tensor: Tensor | None) -> Tensor | None:
+    """The tensor with its values in memory as they are, one after the other."""
+    if tensor is None:
+        return None
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def native(source: str, pointers: int, sizes: int) -> Launch:
+    """What runs a C++ kernel that takes so many pointers and sizes.
+
+    Raises:
+        BuildError: it cannot be compiled or loaded here.
+    """
+    run = entry_point(source)
+    pack, pack_sizes = struct.Struct(f"{pointers}P").pack, struct.Struct(f"{sizes}q").pack
+
+    def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        run(pack(*pointers), pack_sizes(*sizes), torch.get_num_threads())
+
+    return launch
 
 
 def launcher(kernel: Kernel) -> Launch:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import struct
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.engine import build, cpp, memory, segments, triton
+from tracetorch.engine import cpp, memory, segments, triton
 from tracetorch.engine.kernel import Kernel
-from tracetorch.engine.launch import Launch, launcher
+from tracetorch.engine.launch import Launch, compile_all, in_order, launcher, native
 from tracetorch.engine.trace import Traced
 
 RENDERERS = {"cpp": cpp.render, "triton": triton.render}
@@ -133,11 +131,7 @@ class Plan:
             BuildError: a kernel cannot be compiled here.
         """
         kernels = [self._forward, self._backward] if self.wanted else [self._forward]
-        if self.program.backend == "triton":  # which compiles for this thread's current device
-            list(map(self._launcher, kernels))
-            return
-        with ThreadPoolExecutor(len(kernels)) as pool:
-            list(pool.map(self._launcher, kernels))
+        compile_all(self.program.backend, self._launcher, kernels)
 
     def forward(
         self,
@@ -227,15 +221,7 @@ class Plan:
         sizes = self.program.sizes(x.shape, single, ranks)
         if self._draws:
             tensors = [*tensors, random]
-        held = [None if tensor is None else _in_order(tensor) for tensor in tensors]
-        self._launcher(kernel)(held, sizes)
-
-
-def _in_order(tensor: Tensor) -> Tensor:
-    """The tensor with its values in memory as they are, one after the other."""
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+        self._launcher(kernel)([in_order(tensor) for tensor in tensors], sizes)
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -245,15 +231,8 @@ def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _native(kernel: Kernel) -> Launch:
-    run = build.entry_point(cpp.render(kernel))
-    pack = struct.Struct(f"{len(kernel.pointers)}P").pack
-    pack_sizes = struct.Struct(f"{4 + len(kernel.traced.parameters)}q").pack
-
-    def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
-        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        run(pack(*pointers), pack_sizes(*sizes), torch.get_num_threads())
-
-    return launch
+    sizes = 4 + len(kernel.traced.parameters)
+    return native(cpp.render(kernel), len(kernel.pointers), sizes)
 
 
 _launchers = {"cpp": functools.cache(_native), "triton": functools.cache(launcher)}

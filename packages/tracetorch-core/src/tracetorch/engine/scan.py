@@ -8,10 +8,8 @@ and a fraction of the states, never with all states of all timesteps.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,15 @@ from tracetorch.engine import build, cpp_scan, triton_scan
 from tracetorch.engine.admission import batched, hooked, peculiar, transformed
 from tracetorch.engine.cpp import REAL, abridged
 from tracetorch.engine.graph import Refused
-from tracetorch.engine.launch import Launch, scan_launcher, scan_width, serving
+from tracetorch.engine.launch import (
+    Launch,
+    compile_all,
+    in_order,
+    native,
+    scan_launcher,
+    scan_width,
+    serving,
+)
 from tracetorch.engine.operators import differentiated, saved_by
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
 from tracetorch.engine.trace import Traced, trace_function
@@ -140,11 +146,6 @@ def _spread(tensor: Tensor, axis: str) -> Tensor:
 # ---------------------------------------------------------------------- who is served
 
 
-def bypassed() -> bool:
-    """Whether sequences are stepped for now: chosen, or under a transform of torch."""
-    return backends.chosen() == "eager" or transformed()
-
-
 def served(number: str, name: str, real: torch.dtype, device: str, training: bool) -> str | None:
     """The backend whose kernels, compiled, a layer's scan has; None is said as backends do.
 
@@ -199,28 +200,14 @@ def _failure(scan: Scan, real: torch.dtype, backend: str, training: bool) -> str
     """Compile what is needed, in C++ both directions at once; or why there is no kernel."""
     try:
         kernels = [scan.kernel(real, backward) for backward in (False, True)[: 1 + training]]
-        if backend == "triton":  # which compiles for this thread's current device
-            list(map(_launchers[backend], kernels))
-        else:
-            with ThreadPoolExecutor(len(kernels)) as pool:
-                list(pool.map(_launchers[backend], kernels))
+        compile_all(backend, _launchers[backend], kernels)
     except (Refused, build.BuildError) as why:
         return str(why)
     return None
 
 
 def _native(kernel: ScanKernel) -> Launch:
-    run = build.entry_point(cpp_scan.render(kernel))
-
-    def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
-        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        run(
-            (ctypes.c_void_p * len(tensors))(*pointers),
-            (ctypes.c_int64 * len(sizes))(*sizes),
-            torch.get_num_threads(),
-        )
-
-    return launch
+    return native(cpp_scan.render(kernel), len(kernel.pointers), 5)
 
 
 _RENDERERS = {"cpp": cpp_scan.render, "triton": triton_scan.render}
@@ -230,8 +217,7 @@ _launchers = {"cpp": functools.cache(_native), "triton": functools.cache(scan_la
 def _run(
     kernel: ScanKernel, backend: str, tensors: Sequence[Tensor | None], sizes: Sequence[int]
 ) -> None:
-    held = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-    _launchers[backend](kernel)(held, sizes)
+    _launchers[backend](kernel)([in_order(tensor) for tensor in tensors], sizes)
 
 
 def _width(kernel: ScanKernel, backend: str, like: Tensor, *sizes: int) -> int:

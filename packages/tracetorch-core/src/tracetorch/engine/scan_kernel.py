@@ -57,3 +57,7 @@ class ScanKernel:
     def over(self, axis: str) -> tuple[str, ...]:
         """The inputs that vary over ``axis``."""
         return tuple(name for name, own in self.axes.items() if own == axis)
+
+    def differentiated(self, axis: str) -> tuple[str, ...]:
+        """Those of them that have a gradient."""
+        return tuple(name for name in self.over(axis) if f"grad {name}" in self.gradients)

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from tracetorch import backends
 from tracetorch.engine import build, operators, segments
-from tracetorch.engine.admission import fingerprint, overridden, peculiar, recorded, transformed
+from tracetorch.engine.admission import (
+    bypassed,
+    fingerprint,
+    overridden,
+    peculiar,
+    recorded,
+    transformed,
+)
 from tracetorch.engine.cpp import REAL, STORED, abridged
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import serving
@@ -35,7 +42,7 @@ _MOST_PROGRAMS = 16
 
 def unroll(layer: Layer, x: Tensor) -> Tensor | None:
     """A checked sequence ``[T, …]`` through kernels, final states put in place; or None."""
-    if backends.chosen() == "eager" or transformed():
+    if bypassed():
         return None
     if why := peculiar(layer):
         backends.cannot(layer, why)

@@ -377,8 +377,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Refused("has no row in the table of operations (tracetorch.engine.ops)")
         if out.dtype not in (self.dtype, torch.bool):
             raise Refused(f"computes in {out.dtype}, not in the states' {self.dtype}")
-        if out.dtype == torch.bool and name in _SUMS:
-            raise Refused("of booleans has no kernel")
         if make is not None:
             return make(self, args, kwargs)
         unused = {key: value for key, value in kwargs.items() if value != _NEUTRAL.get(key)}
@@ -422,6 +420,8 @@ _Make = Callable[[_Recorder, Sequence[Any], Mapping[str, Any]], Node]
 def _scaled_sum(sign: str) -> _Make:
     def make(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
         graph, (left, right) = recorder.graph, map(recorder.node, args[:2])
+        if left.gives == right.gives == "b":
+            raise Refused("of booleans has no kernel")
         left, right = recorder._converted(left, "f"), recorder._converted(right, "f")
         alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
         return graph.op(sign, left, graph.op("mul", right, graph.const(alpha)))
@@ -496,9 +496,6 @@ _SPECIAL: dict[str, _Make] = {
     "masked_fill.Scalar": _select,
     "masked_fill.Tensor": _select,
 }
-
-
-_SUMS = ("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar")
 
 
 def _storage(tensor: Tensor) -> int:

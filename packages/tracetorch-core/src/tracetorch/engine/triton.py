@@ -112,6 +112,18 @@ class Writer:
         """The argument that leads to it."""
         return f"{self.name(label)}ptr"
 
+    def load(self, label: str, at: str, mask: str = "here") -> str:
+        """Its values at a place, where there are lanes."""
+        return f"tl.load({self.pointer(label)} + {at}, mask={mask}, other=0.0)"
+
+    def store(self, label: str, at: str, value: str, mask: str = "here") -> str:
+        """A value to a place, where there are lanes."""
+        return f"tl.store({self.pointer(label)} + {at}, {value}, mask={mask})"
+
+    def given(self, label: str, at: str, mask: str = "here") -> str:
+        """The same as :meth:`load`, of a pointer that may be null."""
+        return f"math.given({self.pointer(label)}, {at}, {mask}).to(real)"
+
     def constants(self, *outputs: Mapping[str, Node]) -> None:
         """What these outputs are computed from and never changes."""
         for node in ordered(node for graph in outputs for node in graph.values()):
@@ -164,15 +176,6 @@ class _Direction(Writer):
 
     def stride(self, parameter: str) -> str:
         return f"{self.name(parameter)}stride"
-
-    def load(self, label: str, at: str) -> str:
-        return f"tl.load({self.pointer(label)} + {at}, mask=here, other=0.0)"
-
-    def store(self, label: str, at: str, value: str) -> str:
-        return f"tl.store({self.pointer(label)} + {at}, {value}, mask=here)"
-
-    def given(self, label: str, at: str) -> str:
-        return f"math.given({self.pointer(label)}, {at}, here).to(real)"
 
     def begin(self, *outputs: Mapping[str, Node]) -> None:
         """Lanes, parameters, and the constants of these outputs."""

@@ -74,15 +74,6 @@ class _Tile(Writer):
             self.say(1, f"{self.name(name)} = {self.load(name, 'lane')}")
         self.constants(*outputs)
 
-    def load(self, label: str, at: str, mask: str = "here") -> str:
-        return f"tl.load({self.pointer(label)} + {at}, mask={mask}, other=0.0)"
-
-    def store(self, label: str, at: str, value: str, mask: str = "here") -> str:
-        return f"tl.store({self.pointer(label)} + {at}, {value}, mask={mask})"
-
-    def given(self, label: str, at: str, mask: str = "here") -> str:
-        return f"math.given({self.pointer(label)}, {at}, {mask}).to(real)"
-
     def rows(self) -> dict[str, str]:
         """How this timestep's inputs are read."""
         return {
@@ -123,7 +114,7 @@ class _Backward(_Tile):
         kernel, period = self.kernel, self.kernel.period
         self.again = {"new h": self.traced.forward["new h"]}
         self.product = {name: self.traced.backward[name] for name in kernel.gradients}
-        self.fixed = [name for name in kernel.over(FIXED) if f"grad {name}" in self.product]
+        self.fixed = kernel.differentiated(FIXED)
         self.begin(self.again, self.product)
         self.say(1, f"{self.name('grad new h')} = {self.given('grad new h', 'own')}")
         for name in self.fixed:
@@ -180,11 +171,12 @@ class _Backward(_Tile):
         read = {**self.rows(), "h": f"tl.load({self.pointer(PAST)} + past_at)"}
         read["grad y"] = self.given("grad y", _PLACES[CHANNEL], "a_channel")
         found = self.timestep(3, self.product, read)
-        for name in self.kernel.over(CHANNEL):
-            self._give(name, found, 1, _PLACES[CHANNEL], "a_channel")
-        for name in self.kernel.over(STATE):
+        for name in self.kernel.differentiated(CHANNEL):
+            gradient = found[f"grad {name}"]
+            self._give(name, gradient, 1, _PLACES[CHANNEL], "a_channel")
+        for name in self.kernel.differentiated(STATE):
             place = "(group * steps * samples + row) * states + state"
-            self._give(name, found, 0, place, "a_state")
+            self._give(name, found[f"grad {name}"], 0, place, "a_state")
         for part, name in zip(parts, self.fixed, strict=True):
             self.say(3, f"{part} += {_here(found[f'grad {name}'])}")
         self.say(
@@ -197,11 +189,10 @@ class _Backward(_Tile):
             self.say(2, f"{self.name(f'sum {name}')} += {part}")
         self.say(2, "tl.debug_barrier()")
 
-    def _give(self, name: str, found: Mapping[str, str], axis: int, place: str, mask: str) -> None:
+    def _give(self, name: str, gradient: str, axis: int, place: str, mask: str) -> None:
         """A timestep's gradient, summed over the other axis."""
-        if gradient := found.get(f"grad {name}"):
-            summed = f"tl.sum({_here(gradient)}, {axis}, keep_dims=True)"
-            self.say(3, self.store(f"grad {name}", place, summed, mask))
+        summed = f"tl.sum({_here(gradient)}, {axis}, keep_dims=True)"
+        self.say(3, self.store(f"grad {name}", place, summed, mask))
 
 
 def _here(value: str) -> str:

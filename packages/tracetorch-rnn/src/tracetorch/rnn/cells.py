@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.amp.autocast_mode import autocast
 from torch.nn.functional import linear
-from tracetorch import Layer, backends
-from tracetorch.engine.admission import peculiar, transformed
+from tracetorch import Layer
+from tracetorch.engine.admission import bypassed, peculiar, transformed
 from tracetorch.parameters import checked_integer
 from tracetorch.states import moved
 
@@ -104,8 +104,8 @@ class Cell(Layer):
     def _sequence(self, x: Tensor) -> Tensor:
         kernel = self.torch_sequence
         # torch.compile takes the kernels apart into timesteps, and cannot train the LSTM's
-        stepped = transformed() or torch.compiler.is_compiling() or peculiar(self)
-        if kernel is None or stepped or backends.chosen() == "eager":
+        stepped = bypassed() or torch.compiler.is_compiling() or peculiar(self)
+        if kernel is None or stepped:
             return super()._sequence(x)
         place, dtype = self.dim % (x.ndim - 1), self._state_dtype(x)
         specs = self._state_specs.items()

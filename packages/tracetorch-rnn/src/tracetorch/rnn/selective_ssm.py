@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tracetorch import Layer, constraints
 from tracetorch.engine import scan
+from tracetorch.engine.admission import bypassed
 from tracetorch.parameters import checked_integer
 from tracetorch.states import moved
 
@@ -152,7 +153,7 @@ class SelectiveSSM(Layer):
 
     def _backend(self, dtype: torch.dtype, device: str) -> str | None:
         """Whose kernel whole sequences of this kind go through; None where they are stepped."""
-        if scan.bypassed():
+        if bypassed():
             return None
         training = torch.is_grad_enabled()
         return scan.served(self._number, SELECTIVE_SCAN.name, dtype, device, training)
