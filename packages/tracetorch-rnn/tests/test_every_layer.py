@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -282,6 +284,19 @@ def test_bad_arguments_of_the_ssm_are_named(
     argument: str, value: Any, error: type[Exception]
 ) -> None:
     _refused(rnn.SelectiveSSM, argument, value, error)
+
+
+@pytest.mark.parametrize("kind", rnn.LAYERS, ids=lambda kind: kind.__name__)
+def test_each_has_a_constructor_of_its_own(kind: type[rnn.Layer]) -> None:
+    signature = inspect.signature(kind)
+    assert [*signature.parameters][:2] == ["in_features", "out_features"]
+    assert signature.parameters["dim"].default == -1
+    assert all(f"{name}: " in str(kind.__doc__) for name in signature.parameters)
+    made = re.escape(f"{kind.__name__}.__init__() ")
+    with pytest.raises(TypeError, match=f"^{made}got an unexpected keyword argument 'hidden'"):
+        kind(3, 4, hidden=5)
+    with pytest.raises(TypeError, match=f"^{made}missing 1 .*'out_features'$"):
+        kind(3)
 
 
 def test_bad_inputs_are_refused_and_leave_the_states_alone(layer: rnn.Layer) -> None:

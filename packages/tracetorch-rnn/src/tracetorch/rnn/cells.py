@@ -213,6 +213,9 @@ class SimpleRNN(Cell):
     gates = 1
     torch_cell, torch_sequence = torch.rnn_tanh_cell, torch.rnn_tanh
 
+    def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
+        super().__init__(in_features, out_features, dim)
+
     def cell(self, x: Tensor, states: States, weights: States) -> States:
         """The equation above."""
         from_x, from_h = _linear(x, states[0], weights)
@@ -264,6 +267,9 @@ class LSTM(Cell):
     gates = 4
     state_names = ("h", "c")
     torch_cell, torch_sequence = torch.lstm_cell, torch.lstm
+
+    def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
+        super().__init__(in_features, out_features, dim)
 
     def cell(self, x: Tensor, states: States, weights: States) -> States:
         """The equations above."""
@@ -318,6 +324,9 @@ class GRU(Cell):
 
     gates = 3
     torch_cell, torch_sequence = torch.gru_cell, torch.gru
+
+    def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
+        super().__init__(in_features, out_features, dim)
 
     def cell(self, x: Tensor, states: States, weights: States) -> States:
         """The equations above."""
