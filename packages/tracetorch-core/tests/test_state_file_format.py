@@ -139,7 +139,7 @@ def test_a_file_is_what_this_page_says(path: Path) -> None:
     assert all(torch.equal(tensors[n], s.detach()) for n, s in model.get_states().items())
     again = Net()
     pack(path, manifest, tensors)
-    again.load_states(path)
+    assert again.load_states(path) == ([], [])
     assert all(torch.equal(again.get_states()[n], t) for n, t in tensors.items())
 
 
@@ -341,7 +341,9 @@ def test_not_strict_takes_what_the_names_fit(path: Path) -> None:
     other = Net()
     other(torch.zeros(3, 2))
     before = other.get_states()
-    other.load_states(path, strict=False)
+    misfits = other.load_states(path, strict=False)
+    assert misfits.missing == ["held.lif.mem"]
+    assert misfits.unexpected == ["unknown.mem"]
     after = other.get_states()
     assert after["held.lif.mem"] is before["held.lif.mem"]
     for name in ("held.leak.mem", "held.lif.raised"):

@@ -471,9 +471,22 @@ def test_set_states_is_all_or_nothing_and_says_what_is_wrong() -> None:
         with pytest.raises(tt.StateError, match=says):
             model.set_states(states, strict=strict)
         assert all(model.get_states()[name] is state for name, state in before.items())
-    model.set_states({"held.0.mem": good["held.0.mem"], "nobody": torch.ones(1)}, strict=False)
+    assert model.set_states(good) == ([], [])
+    model.set_states(before)
+    some = {"held.0.mem": good["held.0.mem"], "nobody": torch.ones(1)}
+    misfits = model.set_states(some, strict=False)
+    assert misfits.missing == ["held.1.mem", "held.1.raised"]
+    assert misfits.unexpected == ["nobody"]
     assert model.held[0].mem.unique().tolist() == [0.5]
     assert model.held[1].mem is before["held.1.mem"]
+
+
+def test_a_layer_says_which_names_did_not_fit() -> None:
+    layer = AdaptiveLIF(2)
+    assert layer.set_states({"mem": torch.ones(1, 2), "raised": None}) == ([], [])
+    misfits = layer.set_states({"mem": torch.zeros(1, 2), "memory": None}, strict=False)
+    assert (misfits.missing, misfits.unexpected) == (["raised"], ["memory"])
+    assert layer.mem.tolist() == [[0.0, 0.0]]
 
 
 def test_none_stands_for_not_created() -> None:

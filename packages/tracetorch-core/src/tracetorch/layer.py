@@ -26,9 +26,11 @@ from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.randomness import RANDOM, Drawing, Random, after, lent
 from tracetorch.states import (
+    IncompatibleStates,
     StateSpec,
     checked_mask,
     checked_states,
+    compared,
     keep_where,
     moved,
     restarted,
@@ -568,33 +570,39 @@ class Layer(nn.Module):
         self._refuse_folded()
         return {name: state for name, state in self._states.items() if state is not None}
 
-    def set_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
+    def set_states(
+        self, states: Mapping[str, Tensor | None], strict: bool = True
+    ) -> IncompatibleStates:
         """Put states in place, all or none; they may carry a graph.
 
         Args:
             states: name → tensor in the user's layout, or None for "not created yet".
             strict: refuse unknown names and demand every state of the layer.
 
+        Returns:
+            The names that did not fit, ``missing`` and ``unexpected``.
+
         Raises:
             TypeError: ``states`` is no mapping.
             StateError: a name or tensor does not fit; nothing has changed then.
         """
         self._states = self._accepted(states, strict)
+        return compared(states.keys(), self._states.keys())
 
     def _accepted(
         self, states: Mapping[str, Tensor | None], strict: bool
     ) -> dict[str, Tensor | None]:
         self._refuse_folded()
         states = checked_states(states)
-        unknown, missing = states.keys() - self._states.keys(), self._states.keys() - states.keys()
+        missing, unknown = compared(states.keys(), self._states.keys())
         if strict and (unknown or missing):
             raise StateError(
                 self,
-                f"states do not match: unknown {sorted(unknown)}, missing {sorted(missing)}; "
+                f"states do not match: unknown {unknown}, missing {missing}; "
                 f"pass strict=False to take what fits by name",
             )
         accepted = dict(self._states)
-        for name in states.keys() - unknown:
+        for name in states.keys() & accepted.keys():
             accepted[name] = self._checked_state(name, states[name])
         leading = {
             name: self._batch_shape(name, state)

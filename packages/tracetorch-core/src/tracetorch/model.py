@@ -24,7 +24,7 @@ from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.randomness import RANDOM
 from tracetorch.state_files import StateFile, StateRecord, dtype_name
-from tracetorch.states import checked_states
+from tracetorch.states import IncompatibleStates, checked_states, compared
 from tracetorch.walk import Boundary, named_layers
 
 _log = logging.getLogger("tracetorch")
@@ -129,12 +129,18 @@ class Model(Boundary):
             for state, tensor in layer.get_states().items()
         }
 
-    def set_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
+    def set_states(
+        self, states: Mapping[str, Tensor | None], strict: bool = True
+    ) -> IncompatibleStates:
         """Put states in place; all or none. None stands for "not created yet".
 
         Args:
             states: qualified names → tensors in the user's layout.
             strict: refuse names the model does not have, and demand every one it has.
+
+        Returns:
+            The qualified names that did not fit, as ``load_state_dict`` does: ``missing``, whose
+            states stay as they are, and ``unexpected``, which are left out.
 
         Raises:
             TypeError: ``states`` is no mapping.
@@ -142,12 +148,12 @@ class Model(Boundary):
         """
         states, layers = checked_states(states), dict(self.named_layers())
         known = {f"{name}.{state}" for name, layer in layers.items() for state in layer._states}
-        unknown, missing = sorted(states.keys() - known), sorted(known - states.keys())
-        if strict and (unknown or missing):
+        misfits = compared(states.keys(), known)
+        if strict and any(misfits):
             raise StateError(
                 self,
-                f"states do not match the model: unknown {unknown}, missing {missing}; "
-                f"pass strict=False to take those that fit by name",
+                f"states do not match the model: unknown {misfits.unexpected}, "
+                f"missing {misfits.missing}; pass strict=False to take those that fit by name",
             )
 
         def accept(name: str, layer: Layer) -> dict[str, Tensor | None]:
@@ -155,6 +161,7 @@ class Model(Boundary):
             return layer._accepted(own, strict=False)
 
         self._for_all(accept)
+        return misfits
 
     def save_states(self, path: str | os.PathLike[str]) -> None:
         """Write the states to a ``.safetensors`` or ``.pt`` file, replacing it atomically.
@@ -175,7 +182,7 @@ class Model(Boundary):
         path: str | os.PathLike[str],
         strict: bool = True,
         device: torch.device | str | None = None,
-    ) -> None:
+    ) -> IncompatibleStates:
         """Read states from a file of :meth:`save_states`; all or nothing.
 
         A state keeps its dtype, unless the layer's parameters have another than when it was
@@ -187,6 +194,10 @@ class Model(Boundary):
             strict: the file must have exactly this model's names and layer classes.
             device: where to put the states; each layer's own device where None.
 
+        Returns:
+            The qualified names that did not fit, as ``load_state_dict`` does: ``missing`` in the
+            file, whose states stay as they are, and ``unexpected`` in it, which are left out.
+
         Raises:
             ValueError: another suffix.
             FileNotFoundError: there is no such file.
@@ -195,7 +206,7 @@ class Model(Boundary):
         """
         content = state_files.read(path)
         try:
-            self.set_states(self._from_file(content, strict, device), strict)
+            return self.set_states(self._from_file(content, strict, device), strict)
         except StateError as error:
             error.message = f"{path}: {error.message}"
             self._locate(error)

@@ -55,7 +55,7 @@ class Random(nn.Module):
         ...         return {"mem": mem}, mem
         >>> layer, x = Noisy(3), torch.zeros(4, 2, 3)
         >>> y = layer.unroll(x)
-        >>> layer.set_states({"mem": None, "random": torch.tensor([int(layer.random[0]), 0])})
+        >>> _ = layer.set_states({"mem": None, "random": torch.tensor([int(layer.random[0]), 0])})
         >>> torch.allclose(torch.stack([layer(x_t) for x_t in x]), y)
         True
     """

@@ -6,8 +6,9 @@ A state has the shape of its layer's input with the layer's own sizes in place o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +69,23 @@ def keep_where(mask: Tensor, state: Tensor, other: Tensor) -> Tensor:
             f"and output of a timestep, got one of shape {list(state.shape)}"
         )
     return torch.where(mask.view(-1, *(1,) * (state.ndim - 1)), state, other)
+
+
+class IncompatibleStates(NamedTuple):
+    """Which names did not fit when states were put in place; none at all where ``strict``.
+
+    Attributes:
+        missing: states that were not given; they stay as they are.
+        unexpected: names that were given, of no state; they are left out.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def compared(given: Set[str], own: Set[str]) -> IncompatibleStates:
+    """Names of states that were given, against those there are."""
+    return IncompatibleStates(sorted(own - given, key=str), sorted(given - own, key=str))
 
 
 def checked_states(states: object) -> Mapping[str, Tensor | None]:
