@@ -6,12 +6,14 @@ import copy
 import functools
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import tracetorch as tt
 from torch import Tensor, nn
 from tracetorch import snn
 
@@ -268,6 +270,48 @@ def test_module_of_the_user_is_a_submodule_and_learns() -> None:
     assert layer.spike_fn.shift is layer.get_parameter("spike_fn.shift")
     layer(torch.linspace(0.5, 1.5, 4)).sum().backward()
     assert layer.spike_fn.shift.grad.abs() > 0
+
+
+def halved(u: Tensor) -> Tensor:
+    return u[..., ::2]
+
+
+def alone(u: Tensor) -> Tensor:
+    return u[..., :1]  # would be broadcast
+
+
+def absent(u: Tensor) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [(halved, "shape [2, 2]"), (alone, "shape [2, 1]"), (Tensor.sum, "shape []"), (absent, "None")],
+)
+@pytest.mark.parametrize("argument", ["spike_fn", "quant_fn"])
+@pytest.mark.parametrize("cls", FIRING)
+def test_a_function_that_is_not_elementwise_is_named(
+    cls: type[snn.Layer], argument: str, function: Callable[[Tensor], Any], got: str
+) -> None:
+    layer = cls(3, **{argument: function})
+    says = f"{argument} must return a tensor of its input's shape [2, 3], got {got}; "
+    for run in (lambda: layer(torch.ones(2, 3)), lambda: layer.unroll(torch.ones(4, 2, 3))):
+        with pytest.raises(tt.StateError, match=re.escape(says)) as error:
+            run()
+        assert error.value.layer is layer
+        assert str(error.value).startswith(f"{cls.__name__}(3, ")
+        assert layer.get_states() == {}
+
+
+@pytest.mark.parametrize("cls", FIRING)
+def test_functions_of_the_user_still_have_a_kernel_and_one_graph(cls: type[snn.Layer]) -> None:
+    layer, x = cls(3, spike_fn=shifted, quant_fn=tripled), torch.randn(2, 3)
+    assert "sigmoid" in layer.kernel_source()
+    expected = layer(x)
+    layer.zero_states()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), expected)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])

@@ -13,7 +13,7 @@ from operator import add
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from tracetorch import Layer
+from tracetorch import Layer, StateError
 from tracetorch.snn import describe
 from tracetorch.snn.firing import Firing
 from tracetorch.snn.quantities import QUANTITIES
@@ -142,10 +142,25 @@ class LeakyIntegrator(Layer):
 
         A named surrogate with rounding fires exactly where ``u > 0``: rounding the rounded
         probability would miss membranes just above the threshold.
+
+        Raises:
+            StateError: either function returns no tensor, or one of another shape.
         """
         if isinstance(self.spike_fn, Surrogate) and isinstance(self.quant_fn, Round):
             return straight_through((u > 0).to(u.dtype), self.spike_fn(u))
-        return self.quant_fn(self.spike_fn(u))
+        return self._checked("quant_fn", self._checked("spike_fn", u))
+
+    def _checked(self, name: str, u: Tensor) -> Tensor:
+        """What a function of the user returns, where it is one value for each of ``u``."""
+        found: Any = getattr(self, name)(u)
+        if not isinstance(found, Tensor) or found.shape != u.shape:
+            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            raise StateError(
+                self,
+                f"{name} must return a tensor of its input's shape {list(u.shape)}, got {got}; "
+                f"it is applied elementwise",
+            )
+        return found
 
     def step(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
         """One timestep of the leaky-integrator family; see the class for its equations."""
