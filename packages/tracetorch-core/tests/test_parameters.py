@@ -297,6 +297,38 @@ def test_repr_shows_values_as_a_reader_wants_them() -> None:
     assert repr(layer.to("meta")) == "AdaptiveLIF(2, beta=…, rho=…, jump=…, dim=1)"
 
 
+@pytest.mark.parametrize("kind", [testing.Trace, testing.AdaptiveLIF, testing.StateSpace])
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_layer_made_on_meta_takes_its_values_later(kind: type[tt.Layer], assign: bool) -> None:
+    filled, x = kind(3), torch.randn(4, 2, 3)
+    with torch.device("meta"):
+        layer = kind(3)
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    assert repr(layer).startswith(f"{kind.__name__}(3, ")
+    assert repr(layer).count("=…, ") == len(layer.state_dict())
+    if not assign:
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(filled.state_dict(), assign=assign)
+    assert torch.equal(layer.unroll(x), filled.unroll(x))
+    assert repr(layer) == repr(filled)
+
+
+def test_numbers_and_values_that_are_there_are_checked_on_meta_too() -> None:
+    value = torch.full((3,), 0.5)
+    says = r"q must be in \(0, 1\).*got "
+    with torch.device("meta"):
+        layers = [One(3, q, constraint=sigmoid) for q in (0.8, torch.full((3,), 2.0))]
+        assert One(3, value, constraint=sigmoid).q.tolist() == value.tolist()
+        with pytest.raises(ValueError, match=says + r"1\.2"):
+            One(3, 1.2, constraint=sigmoid)
+    for layer in layers:
+        layer.q = value
+        layer.q = 0.5
+        with pytest.raises(ValueError, match=says + r"tensor\(1\.2"):
+            layer.q = torch.tensor(1.2)
+        assert layer.q.is_meta
+
+
 def test_dir_lists_parameters_and_states() -> None:
     layer = testing.AdaptiveLIF(2)
     assert {"beta", "rho", "jump", "mem", "raised", "raw_beta"} <= {*dir(layer)}

@@ -236,6 +236,21 @@ def test_vmap_over_parameters_is_the_loop(name: str, small: Make) -> None:
     assert not torch.allclose(y[0], y[1])
 
 
+@pytest.mark.parametrize("assign", [True, False])
+def test_made_on_meta_and_filled_later(name: str, small: Make, assign: bool) -> None:
+    filled, x = small(name), inputs(dtype=torch.float32)
+    with torch.device("meta"):
+        layer = small(name)
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    assert repr(layer) == repr(filled)
+    assert layer.unroll(x.to("meta")).shape == (4, 2, 4)
+    layer.zero_states()
+    if not assign:
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(filled.state_dict(), assign=assign)
+    assert torch.equal(layer.unroll(x), filled.unroll(x))
+
+
 def test_an_empty_batch_passes(layer: rnn.Layer) -> None:
     assert layer.unroll(inputs(batch=0)).shape == (4, 0, 4)
     layer.zero_states()

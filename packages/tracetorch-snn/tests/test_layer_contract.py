@@ -216,6 +216,33 @@ def test_detached_states_keep_their_values_and_pass_no_gradient(
     assert (xs.grad[5:] != 0).any()
 
 
+# ------------------------------------------------------------------ meta
+
+
+@EVERY
+def test_made_on_meta_and_filled_later(cls: type[snn.Layer], build: Build) -> None:
+    filled, xs = build(cls, 4, dtype=torch.float32), noise(8, 3, 4, dtype=torch.float32)
+    with torch.device("meta"):
+        layer = cls(4)
+        outside = [layer(x) for x in xs.to("meta")]
+    assert all(y.is_meta and y.shape == (3, 4) for y in outside)
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    assert repr(layer).count("=…, ") == len(layer.state_dict())
+    layer.zero_states()
+    layer.to_empty(device="cpu").load_state_dict(filled.state_dict())
+    assert torch.equal(stepped(layer, xs), stepped(filled, xs))
+    assert repr(layer) == repr(filled)
+
+
+def test_a_learned_slope_made_on_meta_and_filled_later() -> None:
+    filled = snn.LIT(4, spike_fn=snn.surrogates.superspike(7.0, learn_slope=True))
+    with torch.device("meta"):
+        layer = snn.LIT(4, spike_fn=snn.surrogates.superspike(learn_slope=True))
+    assert "spike_fn=superspike(slope=…, learn_slope=True)" in repr(layer)
+    layer.to_empty(device="cpu").load_state_dict(filled.state_dict())
+    assert repr(layer) == repr(filled)
+
+
 # ------------------------------------------------------------------ one answer
 
 

@@ -62,22 +62,25 @@ def to_raw(
         name: the parameter's name, for messages.
         value: a real number, or a floating-point tensor.
         constraint: maps raw to effective.
-        like: take dtype and device from here instead of from the value.
+        like: take dtype and device from here instead of from the value; the device of a number is
+            torch's default.
     """
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise _problem(TypeError, owner, name, value, "a floating-point tensor or a number")
-        effective = value.detach().clone()
+        effective, home = value.detach().clone(), value.device
     elif not isinstance(value, bool) and isinstance(value, numbers.Real):
-        effective = torch.tensor(float(value), dtype=torch.get_default_dtype())
+        # where it can be checked, whatever torch's default
+        effective = torch.tensor(float(value), dtype=torch.get_default_dtype(), device="cpu")
+        home = torch.get_default_device()
     else:
         raise _problem(TypeError, owner, name, value, "a number or a floating-point tensor")
     if like is not None:
-        effective = effective.to(like)
+        effective, home = effective.to(like.dtype), like.device
     if not constraint.admits(effective):
         held = f" (held as {effective.dtype})".replace("torch.", "")
         raise _problem(ValueError, owner, name, value, constraint.domain + held)
-    return constraint.inverse(effective)
+    return constraint.inverse(effective).to(home)
 
 
 def _problem(

@@ -108,7 +108,8 @@ class Surrogate(nn.Module):
 
     def __repr__(self) -> str:
         if isinstance(self.slope, Tensor):
-            return f"{self.name}(slope={float(self.slope.detach()):.4g}, learn_slope=True)"
+            slope = "…" if self.slope.is_meta else f"{float(self.slope.detach()):.4g}"
+            return f"{self.name}(slope={slope}, learn_slope=True)"
         return f"{self.name}(slope={self._slope:g})"
 
 
