@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
+import types
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tracetorch as tt
@@ -16,17 +19,16 @@ from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
 
 class Net(tt.Model):
-    """A layer between maps without memory; counts its forward passes outside of its attributes."""
+    """A layer between maps without memory; what it reports its forward passes to is not its own."""
 
     def __init__(self, calls: list[torch.Size] | None = None) -> None:
         super().__init__()
         self.first, self.lif = nn.Linear(3, 4), AdaptiveLIF(4)
         self.second, self.last = nn.Linear(4, 3), Trace(3)
-        self._calls = calls
+        self._report = [].append if calls is None else calls.append
 
     def forward(self, x: Tensor) -> Any:
-        if self._calls is not None:
-            self._calls.append(x.shape)
+        self._report(x.shape)
         return self.last(torch.tanh(self.second(self.lif(self.first(x)))))
 
 
@@ -157,6 +159,109 @@ class Swallowing(Net):
             return x
 
 
+class Hoarding(Net):
+    """Remembers in a list of its own, two levels deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: dict[str, list[Tensor]] = {"past": []}
+
+    def forward(self, x: Tensor) -> Any:
+        self._memory["past"].append(x.detach())
+        return super().forward(x * len(self._memory["past"]))
+
+
+class Slotted:
+    __slots__ = ("ticks",)
+
+    def __init__(self) -> None:
+        self.ticks = 0
+
+
+class Clocked(Net):
+    """Counts in a plain object held in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clocks = (types.SimpleNamespace(now=Slotted()), 1)
+
+    def forward(self, x: Tensor) -> Any:
+        self.clocks[0].now.ticks += 1
+        return super().forward(x * self.clocks[0].now.ticks)
+
+
+class Averaging(Net):
+    """A moving average in a buffer, written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((3,), float("nan")))
+
+    def forward(self, x: Tensor) -> Any:
+        now = x.detach().mean(0)
+        self.mean.copy_(torch.where(self.mean.isnan(), now, 0.5 * self.mean + 0.5 * now))
+        return super().forward(x - self.mean)
+
+
+class Writing(Net):
+    """The same in a plain tensor, behind the back of torch's count of writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Any:
+        self.mean.data.mul_(0.5).add_(x.detach().mean(0))
+        return super().forward(x - self.mean)
+
+
+class Tally(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = np.zeros(1)
+
+    def forward(self, x: Tensor) -> Any:
+        self.count += 1
+        return x * float(self.count[0])
+
+
+class Unregistered(Net):
+    """A module in a plain list, which torch does not know, counts in an array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tallies = [Tally()]
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(self.tallies[0](x))
+
+
+class Drawing(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x * random.random())
+
+
+class DrawingArrays(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(5)
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x * self.generator.random())
+
+
+def _hiding() -> type[Net]:
+    hidden = Trace(3)
+
+    class Hiding(Net):
+        """Calls a layer that it does not hold."""
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(hidden(x))
+
+    return Hiding
+
+
 STATES = "reads or changes the states of a"
 UNFOLDABLE = {
     Feeding: f"{STATES} Trace",
@@ -174,6 +279,13 @@ UNFOLDABLE = {
     Delaying: "RuntimeError",
     Ticking: "changes Ticking.ticks: state outside tt layers",
     Swallowing: "is called more than once",
+    Hoarding: "changes Hoarding._memory: state",
+    Clocked: "changes Slotted.ticks: state",
+    Averaging: "changes Averaging.mean: state",
+    Writing: "changes Writing.mean: state",
+    Unregistered: "changes Tally.count: state",
+    Drawing: "changes the random numbers of Python: state",
+    DrawingArrays: "changes DrawingArrays.generator: state",
     Pooling: "does not have the 2·2 timesteps and samples at dimension 0",
     Making: "looks at values",
 }
@@ -208,8 +320,10 @@ def test_what_cannot_be_folded_is_noticed_and_stepped(
 ) -> None:
     model, reference, x = make(kind), make(kind), sequence()
     with caplog.at_level(logging.INFO, "tracetorch"):
-        for _ in range(2):
+        for seed in range(2):
+            random.seed(seed)
             expected = tree_map(lambda *ys: torch.stack(ys), *[reference(step) for step in x])
+            random.seed(seed)
             torch.testing.assert_close(model.unroll(x), expected, rtol=1e-6, atol=1e-6)
     for name, state in reference.get_states().items():
         torch.testing.assert_close(model.get_states()[name], state, rtol=1e-6, atol=1e-6)
@@ -222,6 +336,39 @@ def test_what_cannot_be_folded_is_noticed_and_stepped(
         value = torch.as_tensor(getattr(model, name, 0))
         assert torch.equal(value, torch.as_tensor(getattr(reference, name, 0)))
     assert len(getattr(model, "past", [])) == len(getattr(reference, "past", []))
+
+
+def test_a_layer_that_the_model_does_not_hold_is_noticed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # its states are nobody's to set back: whatever ran over it before counts
+    model, reference, x = make(_hiding()), make(_hiding()), sequence()
+    with caplog.at_level(logging.INFO, "tracetorch"):
+        for _ in range(2):
+            expected = torch.stack([reference(step) for step in x])
+            torch.testing.assert_close(model.unroll(x), expected)
+    assert "Unfoldable: forward calls a Trace that the model does not hold" in caplog.text
+
+
+def test_what_forward_begins_to_write_into_later_is_an_error() -> None:
+    class Late(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Any:
+            if begun:
+                self.mean.add_(x.mean(0))
+            return super().forward(x - self.mean)
+
+    begun: list[bool] = []
+    model, x = make(Late), sequence()
+    model.unroll(x)
+    before = model.get_states()
+    begun.append(True)
+    with pytest.raises(RuntimeError, match=r"wrote into Late\.mean for the first time"):
+        model.unroll(x)
+    assert all(model.get_states()[name] is state for name, state in before.items())
 
 
 def test_states_detached_in_forward_cut_the_graph_between_timesteps() -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from tracetorch.keeping import buffers_kept
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 
@@ -23,7 +22,7 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
 
     What folding time into the batch cannot carry is not always noticed by ``unroll``: batch
     statistics in training, dropout masks, samples that are mixed. Here it may show. States,
-    buffers and random numbers are afterwards as they were.
+    attributes, buffers and random numbers are afterwards as they were.
 
     Args:
         model: any model; for a layer of your own there is ``tt.testing.check_layer``.
@@ -77,7 +76,7 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
         compare(f"the output of layer {name!r}, {layers[name]!r}", got, expected)
     for what, value in one.items():
         compare(what, other[what], value)
-    return model._why_stepped(x.ndim)
+    return model._why_stepped(x.ndim, layers.values())
 
 
 def _check_arguments(model: object, x: object) -> None:
@@ -100,11 +99,11 @@ def _flat(outputs: list[Tensor]) -> Tensor:
 def _observed(model: Model, run: Callable[[], Any]) -> tuple[Outputs, Mapping[str, Tensor]]:
     """What each layer put out, and the outputs and final states of it all; nothing else stays."""
     states = model._standing()
+    kept = model._kept(states)
     try:
         with (
             torch.no_grad(),
             torch.random.fork_rng(),
-            buffers_kept(model),
             _recorded(model) as outputs,
         ):
             leaves, _ = tree_flatten_with_path(run())
@@ -112,6 +111,7 @@ def _observed(model: Model, run: Callable[[], Any]) -> tuple[Outputs, Mapping[st
         finals = {f"the final state {name}": s for name, s in model.get_states().items()}
         return outputs, found | finals
     finally:
+        kept.restore()
         model._restore(states)
 
 
@@ -143,6 +143,7 @@ def _recording(layer: Layer, outputs: Outputs, name: str) -> Callable[[Tensor], 
             outputs.setdefault(name, []).append(y)
         return y
 
+    forward.looks_on = True  # type: ignore[attr-defined]
     return forward
 
 

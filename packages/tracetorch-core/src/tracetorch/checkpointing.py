@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tracetorch.keeping import buffers_kept
+from tracetorch.keeping import Kept
 
 if TYPE_CHECKING:
     from tracetorch.folding import Fold
@@ -52,15 +52,21 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
 
     def contexts() -> Contexts:
         recorded: dict[Layer, _Standing] = {}
+        attributes: list[Kept] = []
 
         @contextmanager
         def record() -> Iterator[None]:
             recorded.update({layer: _standing(layer) for _, layer in named_layers(module)})
+            attributes[:] = [Kept(module.modules())]
             yield
 
         @contextmanager
         def restore() -> Iterator[None]:
             standing = {layer: _standing(layer) for _, layer in named_layers(module)}
+            # also of what is written in place: a batch norm counts a batch once
+            now = Kept(module.modules(), thorough=True)
+            for kept in attributes:
+                kept.rewind()
             for layer in standing:
                 # a layer that the forward pass itself made had no states before it
                 new = (dict.fromkeys(layer._states), None)
@@ -68,10 +74,9 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
             outer = _restored()
             _local.restored = outer | standing.keys()
             try:
-                # of a batch norm, statistics count a batch once
-                with buffers_kept(module):
-                    yield
+                yield
             finally:
+                now.restore()
                 _local.restored = outer
                 for layer, before in standing.items():
                     layer._states, layer._fold = before

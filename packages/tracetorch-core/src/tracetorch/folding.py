@@ -2,16 +2,18 @@
 
 Modules without memory see ``[T·B, …]``; each layer that is marked for it unfolds time, runs its
 own sequence and folds back. What cannot be folded is noticed where that is possible: a layer
-called twice, its states read or changed, an attribute or container of a module changed, values
-looked at, another first dimension, hooks. Knows layers, no model.
+called twice or not held by the model, its states read or changed, anything else changed that can
+be reached from the model, values looked at, another first dimension, hooks. Knows layers, no model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -47,10 +49,30 @@ class Fold(NamedTuple):
 # what a layer's mark becomes once it has been called
 USED = Fold(0, 0)
 
+_thread = threading.local()
+
+
+def under_way() -> bool:
+    """Whether this thread is in a forward pass over folded time, outside of the marked layers."""
+    return getattr(_thread, "folded", False)
+
+
+@contextlib.contextmanager
+def time_is(folded: bool) -> Iterator[None]:
+    """Says within which code time is folded into the batch, and within which it is not."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before, _thread.folded = under_way(), folded
+    try:
+        yield
+    finally:
+        _thread.folded = before
+
 
 def folded(
     forward: Callable[[Tensor], Any],
-    modules: Sequence[nn.Module],
+    kept: Kept,
     layers: Sequence[Any],
     x: Tensor,
 ) -> Any:
@@ -58,35 +80,38 @@ def folded(
 
     Args:
         forward: the model's, of one timestep.
-        modules: those whose attributes must stay as they are.
+        kept: what must stay as it is.
         layers: those that unfold time; their states are the caller's to restore.
         x: a sequence, time first, batch second.
 
     Raises:
-        Unfoldable: see the module; attributes are as they were before.
+        Unfoldable: see the module; what was kept is as it was before.
+        RuntimeError: ``forward`` wrote into tensors of which there are no copies.
     """
     if x.ndim < 3:
         raise Unfoldable("a timestep has no batch dimension to fold time into")
     fold = Fold(*x.shape[:2])
-    kept = [Kept(module) for module in modules]
     for layer in layers:
         layer._fold = fold
     try:
-        outputs = forward(x.flatten(0, 1))
+        with time_is(folded=True):
+            outputs = forward(x.flatten(0, 1))
         if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs)):
             raise Unfoldable("forward returns something else than tensors")
         apart = tree_map(fold.apart, outputs)
     except BaseException:
-        for module in kept:
-            module.restore()
+        kept.restore()
         raise
     finally:
         for layer in layers:
             layer._fold = None
-    changed = [name for module in kept for name in module.changed()]
-    if changed:
-        for module in kept:
-            module.restore()
+    if changed := kept.changed():
+        kept.restore()
+        if lost := kept.changed():
+            raise RuntimeError(
+                f"forward wrote into {', '.join(lost)} for the first time, over a whole sequence "
+                f"at once; hold it in a state of a tt.Layer, or call the model step by step"
+            )
         raise Unfoldable(f"forward changes {', '.join(changed)}: state outside tt layers")
     return apart
 

@@ -21,7 +21,7 @@ from tracetorch.engine import sequence
 from tracetorch.engine.admission import parts
 from tracetorch.engine.program import Plan
 from tracetorch.errors import StateError
-from tracetorch.folding import USED, Fold, Unfoldable
+from tracetorch.folding import USED, Fold, Unfoldable, time_is, under_way
 from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.randomness import RANDOM, Drawing, Random, after, lent
@@ -78,6 +78,12 @@ class Layer(nn.Module):
 
     num_neurons: int
     dim: int
+
+    # attributes which say nothing about what the layer computes, or are looked after by themselves
+    _private = frozenset((
+        "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number",
+        "_programs", "_operations", "_state_fields", "_parameter_fields",
+    ))  # fmt: skip
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
@@ -193,6 +199,7 @@ class Layer(nn.Module):
         """
         if self._fold is not None:
             return self._unfolded(x, self._fold)
+        self._refuse_lost()
         self._check_input(x)
         checkpointing.refuse_plain_recomputation(self)
         fused = sequence.step(self, x)
@@ -211,6 +218,7 @@ class Layer(nn.Module):
         """
         if self._fold is not None:
             raise Unfoldable(f"forward unrolls a {type(self).__name__} within a timestep")
+        self._refuse_lost()
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
             got = list(x.shape) if isinstance(x, Tensor) else _outlined(x)
             raise StateError(
@@ -258,9 +266,15 @@ class Layer(nn.Module):
             raise Unfoldable(f"a {type(self).__name__} is called more than once in a timestep")
         steps = fold.apart(x)
         self._fold = None
-        y = self.unroll(steps)
+        with time_is(folded=False):
+            y = self.unroll(steps)
         self._fold = USED
         return y.flatten(0, 1)
+
+    def _refuse_lost(self) -> None:
+        """Unfoldable where timesteps are under way at once, but the model does not know of it."""
+        if not torch.compiler.is_compiling() and under_way():
+            raise Unfoldable(f"forward calls a {type(self).__name__} that the model does not hold")
 
     def _sequence(self, x: Tensor) -> Tensor:
         """Outputs of a checked sequence ``[T, …]``, leaving the final states.

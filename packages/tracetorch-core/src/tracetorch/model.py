@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from tracetorch.checkpointing import restored_states
 from tracetorch.engine.admission import peculiar, transformed
 from tracetorch.errors import LayerError, StateError
 from tracetorch.folding import Unfoldable, folded, hooked_modules, looking_out
-from tracetorch.keeping import buffers_kept
+from tracetorch.keeping import Kept
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.randomness import RANDOM
@@ -77,6 +77,8 @@ class Model(Boundary):
         >>> net.get_states()
         {}
     """
+
+    _private = frozenset(("_stepped", "_foldable", "_told"))  # what is known of how it unrolls
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -347,24 +349,23 @@ class Model(Boundary):
 
     def _folded_or_stepped(self, steps: Tensor) -> Any:
         """The chunk at once where that can be, else timestep by timestep."""
-        kind = (self.training, steps.ndim)
-        if len(steps) == 1 or self._why_stepped(steps.ndim):
+        kind, before = (self.training, steps.ndim), self._standing()
+        if len(steps) == 1 or self._why_stepped(steps.ndim, before):
             return self._loop(steps)
         if kind not in self._foldable and not torch.compiler.is_compiling():
-            why = self._unfoldable(steps[:2])
+            why = self._unfoldable(steps[:2], before)
             if why is not None:
                 return self._stepped_for(why, kind, steps)
             self._foldable.add(kind)
-        before = self._standing()
         try:
-            return self._folded(steps)
+            return self._folded(steps, [*before])
         except Unfoldable as why_not:
             self._restore(before)
             return self._stepped_for(str(why_not), kind, steps)
 
-    def _why_stepped(self, ndim: int) -> str | None:
+    def _why_stepped(self, ndim: int, layers: Iterable[Layer]) -> str | None:
         """Why sequences ``[T, B, …]`` of so many dimensions are stepped, as far as is known."""
-        hooks = hooked_modules([*self._memoryless(), *self._standing()])
+        hooks = hooked_modules([*self._memoryless(), *layers])
         if hooks and hooks not in self._told and not torch.compiler.is_compiling():
             self._told.add(hooks)
             _log.info("%s is stepped: %s", type(self).__name__, hooks)
@@ -380,36 +381,38 @@ class Model(Boundary):
         _log.info("%s is stepped: %s", type(self).__name__, why)
         return y
 
-    def _unfoldable(self, steps: Tensor) -> str | None:
+    def _unfoldable(
+        self, steps: Tensor, before: dict[Layer, dict[str, Tensor | None]]
+    ) -> str | None:
         """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
-        before = self._standing()
+        kept = self._kept(before)
         devices = [steps.device] if steps.is_cuda else []
         try:
             with (
                 torch.no_grad(),
                 torch.random.fork_rng(devices),
-                buffers_kept(self),
                 looking_out(),
             ):
-                self._folded(steps)
+                self._folded(steps, [*before], thorough=True)
             return None
         # whatever forward raises on folded time, stepping shows anew
         except (Exception, Unfoldable) as why:
             return f"{type(why).__name__}: {why}"
         finally:
+            kept.restore()
             self._restore(before)
             # of weights rounded in here, without gradients (torch 2.6 would go on with them)
             torch.clear_autocast_cache()
 
-    def _folded(self, steps: Tensor) -> Any:
-        layers = list(self._standing())
+    def _kept(self, layers: Iterable[Layer]) -> Kept:
+        """All that code of the model may change, besides states."""
+        return Kept([*self._memoryless(), *layers], thorough=True)
+
+    def _folded(self, steps: Tensor, layers: list[Layer], thorough: bool = False) -> Any:
         for layer in layers:
             if why := peculiar(layer):
                 raise Unfoldable(f"of a {type(layer).__name__}: {why}")
-        y = folded(self, self._memoryless(), layers, steps)
-        if list(self._standing()) != layers:
-            raise Unfoldable("forward makes layers")
-        return y
+        return folded(self, Kept(self._memoryless(), layers, thorough), layers, steps)
 
     def _loop(self, steps: Tensor) -> Any:
         outputs = []

@@ -8,7 +8,6 @@ logger that points at a model (this one or another) does not drag it in.
 
 from __future__ import annotations
 
-import types
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,14 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from tracetorch.keeping import is_leaf, private_of, slots_of
 from tracetorch.layer import Layer
-
-_INTERNAL = frozenset(vars(nn.Module()))
-_INTERNAL_OF_LAYERS = frozenset(vars(Layer(1)))
-_LEAVES = (
-    str, bytes, bytearray, int, float, complex, type(None), Tensor, np.ndarray, type,
-    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
-)  # fmt: skip
 
 Found = Iterator[tuple[str, Layer]]
 
@@ -45,14 +38,14 @@ def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object:
     seen.update((id(m), m) for _, m in inside)
     yield from ((name, m) for name, m in inside if isinstance(m, Layer))
     for name, m in inside:
-        internal = _INTERNAL_OF_LAYERS if isinstance(m, Layer) else _INTERNAL
+        private = private_of(type(m))
         for attribute, value in list(vars(m).items()):
-            if attribute not in internal:
+            if attribute not in private:
                 yield from _in_value(value, _join(name, attribute), seen, in_object)
 
 
 def _in_value(value: Any, path: str, seen: dict[int, object], in_object: bool) -> Found:
-    if isinstance(value, _LEAVES) or id(value) in seen:
+    if is_leaf(value) or isinstance(value, (Tensor, np.ndarray)) or id(value) in seen:
         return
     if isinstance(value, nn.Module):
         if not (in_object and any(isinstance(m, Boundary) for m in value.modules())):
@@ -72,13 +65,7 @@ def _items(value: Any, seen: dict[int, object], in_object: bool) -> list[tuple[s
         return [(str(index), item) for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
         return _in_order_of_construction(value, seen, in_object)
-    slots = [
-        name
-        for kind in type(value).__mro__
-        for name, member in vars(kind).items()
-        if isinstance(member, types.MemberDescriptorType) and name != "__dict__"
-    ]
-    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    held = {name: getattr(value, name) for name in slots_of(value) if hasattr(value, name)}
     return list({**held, **getattr(value, "__dict__", {})}.items())
 
 

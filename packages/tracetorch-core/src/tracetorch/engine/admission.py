@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tracetorch import backends
+from tracetorch.keeping import private_of
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
@@ -87,13 +88,9 @@ def fingerprint(layer: Layer) -> tuple[Any, ...]:
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
     own = vars(module)
-    return type(module), *[(key, _content(own[key])) for key in own.keys() - _MANAGED]
+    return type(module), *[(key, _content(own[key])) for key in own.keys() - private_of(type(module))]
 
 
-_MANAGED = frozenset(vars(nn.Module())) - {"training"} | {
-    "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number",
-    "_programs", "_operations", "_state_fields", "_parameter_fields",
-}  # fmt: skip
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 

@@ -1,10 +1,11 @@
 """A layer's ``step`` → two graphs: the timestep, and its vector-Jacobian product.
 
-The step runs once on a small sample while every operation of torch that it calls is written down;
+The step runs on a small sample while every operation of torch that it calls is written down;
 then torch's own autograd runs backward through it and is written down too, so that a surrogate
 keeps its own derivative. A step that looks at its data (branches on it, takes it to Python or
 NumPy) is refused. (Tensors on the ``meta`` device would forbid it by themselves, but they bring in
-torch's compiler, seconds of import.)
+torch's compiler, seconds of import.) So is one that comes out otherwise for a sample of another
+size, for parameters of another shape, without gradients, or the next time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from tracetorch.layer import Layer
 
-BATCH = 2
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -100,34 +101,60 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     """
     weights = weights_of(layer)
     _check_sizes(layer, weights)
+    graph, small, large = Graph(), (2,) * (ndim - 1), tuple(range(3, 2 + ndim))
+    with _unchanged(layer), _stateless(layer):
+        traced = _sampled(layer, weights, _Recorder((*small, layer.num_neurons), dtype, graph))
+        other = _sampled(layer, weights, _Recorder((*large, layer.num_neurons), dtype, graph))
+        plain = _sampled(
+            layer, weights, _Recorder((*large, layer.num_neurons), dtype, graph), plain=True
+        )
+    if traced != other:
+        raise Refused(
+            "it computes something else for another number of samples, or each time it is called"
+        )
+    if traced.forward != plain.forward:
+        raise Refused("it computes something else without gradients, or by its parameters' shapes")
+    return traced
+
+
+def _sampled(
+    layer: Layer, weights: Mapping[str, Tensor], recorder: _Recorder, plain: bool = False
+) -> Traced:
+    """The step over one sample.
+
+    Parameters are as large as the input, so that no gradient is a sum; ``plain``: of their own
+    shapes instead, without gradients and so without the backward graph.
+    """
     states, own, more = (
         tuple(map(_label, names)) for names in (layer._state_specs, layer._specs, weights)
     )
-    shape = (BATCH,) * (ndim - 1) + (layer.num_neurons,)
-    recorder = _Recorder(shape, dtype)
-    inputs = {name: recorder.given(name) for name in (*states, "x", *own, *more)}
+    shapes = dict.fromkeys((*states, "x", *own, *more), recorder.shape)
+    if plain:
+        shapes |= {_label(name): spec.shape for name, spec in layer._specs.items()}
+        shapes |= {_label(name): tuple(weight.shape) for name, weight in weights.items()}
+    inputs = {name: recorder.given(name, shape) for name, shape in shapes.items()}
     placed = {name: inputs[_label(name)] for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
-    drawing = lent(layer._sources(), _Draws(recorder))
     with (
-        _unchanged(layer),
-        torch.enable_grad(),
+        torch.set_grad_enabled(not plain),
         _own_hooks(),
         torch.autograd.set_detect_anomaly(False),
         replaced(layer, placed),
-        drawing,
-        _stateless(layer),
+        lent(layer._sources(), _Draws(recorder)),
         recorder,
     ):
+        if not plain:
+            for tensor in inputs.values():
+                tensor.requires_grad_()
         fields = layer._state_fields(*(inputs[name] for name in states))
         parameters = layer._parameter_fields(*(inputs[name] for name in own))
-        new, y = _blind_step(layer, fields, inputs["x"], parameters)
+        new, y = _blindly(lambda: layer.step(fields, inputs["x"], parameters))
         if new.keys() != layer._state_specs.keys():
             raise Refused(f"it returns the states {sorted(new)}, not {sorted(layer._state_specs)}")
         ends = (*(new[name] for name in layer._state_specs), y)
         outputs = dict(zip(_outputs(states), ends, strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
-        backward = _backward(recorder, outputs, inputs, cotangents)
+        backward = {} if plain else _backward(recorder, outputs, inputs, cotangents)
     return Traced(states, (*own, *more), forward, backward)
 
 
@@ -154,14 +181,13 @@ class _Standing(dict[str, Any]):
 
 @contextmanager
 def _unchanged(layer: Layer) -> Iterator[None]:
-    """Refuses a step that changes attributes or containers; afterwards they are as they were."""
-    kept = [Kept(part) for part in parts(layer)]
+    """Refuses a step that changes anything it can reach; afterwards all is as it was."""
+    kept = Kept(parts(layer), thorough=True)
     try:
         yield
-        changed = [name for part in kept for name in part.changed()]
+        changed = kept.changed()
     finally:
-        for part in kept:
-            part.restore()
+        kept.restore()
     if changed:
         raise Refused(f"it changes {', '.join(changed)}; a step must be pure")
 
@@ -174,8 +200,8 @@ def trace_function(
     Raises:
         Refused: it does something the engine has no kernel for; the message says what.
     """
-    recorder = _Recorder((BATCH,), dtype)
-    held = {name: recorder.given(name) for name in ("h", *inputs)}
+    recorder = _Recorder((2,), dtype, Graph())
+    held = {name: recorder.given(name).requires_grad_() for name in ("h", *inputs)}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(("h",))}
     with torch.enable_grad(), _own_hooks(), recorder:
         outputs = dict(zip(_outputs(("h",)), function(*held.values()), strict=True))
@@ -193,12 +219,10 @@ def _same_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _blind_step(
-    layer: Layer, states: Any, x: Tensor, p: Any
-) -> tuple[Mapping[str, Tensor], Tensor]:
+def _blindly(compute: Callable[[], _Found]) -> _Found:
     try:
         with Blind():
-            return layer.step(states, x, p)
+            return compute()
     except Looked as looked:
         raise Refused(f"the step looks at values ({looked})") from None
 
@@ -217,7 +241,9 @@ def _backward(
     if not reached:
         return {}
     end = _Seeded.apply([cotangents[name] for name in reached], *(outputs[n] for n in reached))
-    gradients = torch.autograd.grad(end, list(inputs.values()), allow_unused=True)
+    gradients = _blindly(
+        lambda: torch.autograd.grad(end, list(inputs.values()), allow_unused=True)
+    )
     return {
         f"grad {name}": recorder.node(gradient)
         for name, gradient in zip(inputs, gradients, strict=True)
@@ -290,17 +316,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and asking would import the compiler
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, graph: Graph) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.shape, self.dtype, self.graph = shape, dtype, Graph()
+        self.shape, self.dtype, self.graph = shape, dtype, graph
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []
 
-    def given(self, name: str) -> Tensor:
-        """A tensor that stands for an input; of full size, so that no sum is needed."""
-        tensor = torch.ones(self.shape, dtype=self.dtype)
+    def given(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A tensor that stands for an input; of the sample's size where no other is said."""
+        tensor = torch.ones(self.shape if shape is None else shape, dtype=self.dtype)
         self._know(tensor, self.graph.input(name))
-        return tensor.requires_grad_()
+        return tensor
 
     def output(self, name: str, value: object) -> Node:
         """The node of what the step returned."""
@@ -346,7 +372,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif "out" in kwargs:
                 raise Refused("with out= has no kernel")
             elif isinstance(out, Tensor) and _storage(out) in self._nodes:
-                self._check_alias(out, args)
+                self._check_alias(base, out, args[0])
             else:
                 self._know(out, self._translated(name, out, args, kwargs))
         except Refused as refused:
@@ -363,9 +389,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self._translated(name, out, args, kwargs)
         self._nodes[_storage(out)] = self._converted(node, target.gives)
 
-    def _check_alias(self, out: Tensor, args: Sequence[Any]) -> None:
-        if out.shape != args[0].shape:
-            raise Refused("changes the shape; the engine takes elementwise steps")
+    def _check_alias(self, name: str, out: Tensor, whole: Tensor) -> None:
+        """The same memory must be the same values in the same places."""
+        if name == "expand" and out.shape == self.shape:
+            return
+        for what in (Tensor.size, Tensor.stride, Tensor.is_neg):
+            if what(out) != what(whole) or out.dtype != whole.dtype:
+                raise Refused("shows a tensor in another way; the engine takes elementwise steps")
 
     def _translated(
         self, name: str, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
