@@ -72,7 +72,7 @@ def to_raw(
     elif not isinstance(value, bool) and isinstance(value, numbers.Real):
         # where it can be checked, whatever torch's default
         effective = torch.tensor(float(value), dtype=torch.get_default_dtype(), device="cpu")
-        home = torch.get_default_device()
+        home = torch.empty(0).device  # get_default_device of torch 2.6 knows no `with`
     else:
         raise _problem(TypeError, owner, name, value, "a number or a floating-point tensor")
     if like is not None:
