@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import functools
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +52,34 @@ def test_recomputing_changes_nothing(size: int) -> None:
         found.append(results(model, x, chunk_size=size, recompute=recompute))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+class Fading(tt.Model):
+    """Counts its timesteps in several places, and weighs them by that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leak, self.count, self.past = Trace(4), 0, {"weights": [1.0]}
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.past["weights"].append(self.past["weights"][-1] / 2)
+        self.scale = 0.9 * self.scale
+        y: Tensor = self.leak(x * self.past["weights"][-1] + self.count) * self.scale
+        return y
+
+
+def test_recomputing_goes_by_what_forward_had_changed_until_then() -> None:
+    x, found = torch.randn(10, 3, 4, dtype=torch.float64), []
+    for options in ({}, {"recompute": True, "chunk_size": 3}):
+        model = Fading().double()
+        x = x.detach().requires_grad_()
+        model.unroll(x, **options).sin().sum().backward()
+        found.append([x.grad, model.leak.raw_beta.grad, model.scale])
+        assert (model.count, len(model.past["weights"])) == (10, 11)
+        assert model.leak.raw_beta.grad is not None
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
 def kept(model: tt.Model, x: Tensor, **options: Any) -> int:

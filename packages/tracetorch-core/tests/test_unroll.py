@@ -188,6 +188,19 @@ def test_of_length_zero_everything_stands_still() -> None:
     assert all(torch.equal(model.get_states()[name], state) for name, state in before.items())
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_padding_that_is_no_number_reaches_no_gradient(chunk_size: int | None) -> None:
+    lengths, found = torch.tensor([2, 5, 0]), []
+    for padding in (0.0, float("nan")):
+        model, x = net(), torch.linspace(-2, 2, 45).view(5, 3, 3).double()
+        x[torch.arange(5)[:, None] >= lengths] = padding
+        x.requires_grad_()
+        ys = flat(model.unroll(x, lengths=lengths, chunk_size=chunk_size))
+        torch.stack([y.square().sum() for y in ys.values()]).sum().backward()
+        found.append([*ys.values(), x.grad, *[p.grad for p in model.parameters()]])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_lengths_of_every_integer_dtype(dtype: torch.dtype) -> None:
     model = Holder(Trace(1))

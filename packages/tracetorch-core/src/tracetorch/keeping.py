@@ -7,14 +7,13 @@ and NumPy; not what is in iterators, closures and globals.
 from __future__ import annotations
 
 import enum
-import functools
 import operator
 import pickle
 import random
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-_TORCHS = frozenset(vars(nn.Module())) - {"training"}
+# attributes of every module that torch looks after
+TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _LEAVES = (
     str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType,
     types.FunctionType, types.BuiltinFunctionType, types.MethodType, enum.Enum,
@@ -114,7 +114,7 @@ class Kept:
             self._statistics.update([id(buffer) for buffer in module._buffers.values()])
         name = type(module).__name__
         return [
-            _Attributes(name, vars(module), private_of(type(module))),
+            _Attributes(name, vars(module), private_of(module)),
             _Attributes(name, module._buffers),
             _Attributes(name, module._modules),
         ]
@@ -271,13 +271,14 @@ class _Generator(_Record):
     """Where a generator of random numbers is in its stream."""
 
     def __init__(self, name: str, value: Any) -> None:
-        self.name, self.value, self._before = name, value, pickle.dumps(_place(value))
+        self.name, self.value, self._before = name, value, _place(value)
 
     def changed(self) -> Iterable[str]:
-        return () if pickle.dumps(_place(self.value)) == self._before else [self.name]
+        same = pickle.dumps(_place(self.value)) == pickle.dumps(self._before)
+        return () if same else [self.name]
 
     def restore(self) -> None:
-        place = pickle.loads(self._before)
+        place = self._before
         if isinstance(self.value, np.random.Generator):
             self.value.bit_generator.state = place
         elif isinstance(self.value, np.random.RandomState):
@@ -322,11 +323,10 @@ def slots_of(value: Any) -> list[str]:
     ]
 
 
-@functools.cache
-def private_of(kind: type[nn.Module]) -> frozenset[str]:
+def private_of(module: nn.Module) -> frozenset[str]:
     """Names of attributes that torch and this library keep for themselves."""
-    own: frozenset[str] = getattr(kind, "_private", frozenset())
-    return _TORCHS | own
+    own: frozenset[str] = getattr(type(module), "_private", TORCHS)
+    return own
 
 
 def _copied(value: Any) -> Any:

@@ -19,15 +19,18 @@ from tracetorch import checkpointing, constraints, randomness
 from tracetorch.constraints import Constraint
 from tracetorch.engine import sequence
 from tracetorch.engine.admission import parts
-from tracetorch.engine.program import Plan
+from tracetorch.engine.operators import Served
+from tracetorch.engine.trace import Traced
 from tracetorch.errors import StateError
 from tracetorch.folding import USED, Fold, Unfoldable, time_is, under_way
+from tracetorch.keeping import TORCHS
 from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.randomness import RANDOM, Drawing, Random, after, lent
 from tracetorch.states import (
     IncompatibleStates,
     StateSpec,
+    alike,
     checked_mask,
     checked_states,
     compared,
@@ -80,9 +83,9 @@ class Layer(nn.Module):
     dim: int
 
     # attributes which say nothing about what the layer computes, or are looked after by themselves
-    _private = frozenset((
+    _private = TORCHS | frozenset((
         "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number",
-        "_programs", "_operations", "_state_fields", "_parameter_fields",
+        "_programs", "_traces", "_operations", "_state_fields", "_parameter_fields",
     ))  # fmt: skip
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
@@ -97,7 +100,8 @@ class Layer(nn.Module):
         self._fold: Fold | None = None
         self._construction = (next(_serial), 0)
         self._number = number(self)
-        self._programs: dict[object, Plan | None] = {}
+        self._programs: dict[object, Served | None] = {}
+        self._traces: dict[object, Traced | str] = {}
         self._operations: int | None = None
         self._name_fields()
 
@@ -303,12 +307,14 @@ class Layer(nn.Module):
                     f"step must return {name} in its own shape {list(old.shape)} (neurons last), "
                     f"got {list(new[name].shape)}",
                 )
-            kept[name] = spec.from_last(new[name].to(dtype), dim % x.ndim)
+            # what others write into the input or the output is not to change a state
+            state = new[name].clone() if alike(new[name], last) else new[name]
+            kept[name] = spec.from_last(state.to(dtype), dim % x.ndim)
         if random is not None:
             kept[RANDOM] = after(random, 1)
         self._states = kept
-        if any(y is state for state in new.values()):
-            y = y.clone()  # what follows may write into the output; the state is not its to change
+        if any(alike(y, other) for other in (last, *standing, *new.values())):
+            y = y.clone()
         return moved(y, -1, -1 if dim == y.ndim - 1 else dim).to(x.dtype)
 
     def _checked_step(
@@ -426,7 +432,12 @@ class Layer(nn.Module):
     def _parameter_dtype(self) -> torch.dtype | None:
         """The promoted dtype of all parameters and buffers; None where there are none."""
         dtype = None
-        for tensor in itertools.chain(self._parameters.values(), self._buffers.values()):
+        tensors = [*self._parameters.values(), *self._buffers.values()]
+        if parametrized := self._modules.get("parametrizations"):
+            # as they are stored: to compute what torch.nn.utils.parametrize does may change them
+            for held in parametrized.children():
+                tensors += [*held._parameters.values(), *held._buffers.values()]
+        for tensor in tensors:
             if tensor is not None and tensor.is_floating_point():
                 dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
         return dtype
@@ -437,8 +448,11 @@ class Layer(nn.Module):
         return spec.constraint.forward(self._raw(spec))
 
     def _raw(self, spec: ParameterSpec) -> Tensor:
-        learned = self._parameters.get(spec.raw_name)
-        raw = self._buffers[spec.raw_name] if learned is None else learned
+        raw: Tensor | None = self._parameters.get(spec.raw_name)
+        if raw is None:
+            raw = self._buffers.get(spec.raw_name)
+        if raw is None:  # parametrize and prune of torch.nn.utils leave an attribute in its place
+            raw = getattr(self, spec.raw_name)
         if raw is None:
             raise AttributeError(f"{type(self).__name__}: {spec.raw_name} was set to None")
         return raw
@@ -456,9 +470,28 @@ class Layer(nn.Module):
                 f"{self!r}: {spec.name} has shape {list(raw.shape)}, cannot assign shape "
                 f"{list(new.shape)}"
             )
-        with torch.no_grad():
-            raw.copy_(new)
+        if spec.raw_name in self._parameters or spec.raw_name in self._buffers:
+            with torch.no_grad():
+                raw.copy_(new)
+        else:
+            self._assign_computed(spec, new.expand(raw.shape).clone(), value)
         self._rebake()
+
+    def _assign_computed(self, spec: ParameterSpec, raw: Tensor, value: float | Tensor) -> None:
+        """Assign where the raw value is computed from another tensor: through its setter."""
+        refused = f"{self!r}: cannot assign {value!r} to {spec.name}: {spec.raw_name} is computed"
+        if spec.raw_name in vars(self):
+            raise RuntimeError(
+                f"{refused} anew at every call; assign what it is computed from, or remove that "
+                f"first, as with torch.nn.utils.prune.remove(layer, {spec.raw_name!r})"
+            )
+        try:
+            setattr(self, spec.raw_name, raw)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{refused} by a parametrization; assign what it is computed from, or give that a "
+                f"right_inverse ({error})"
+            ) from error
 
     def TTcompile(self) -> None:
         """Fix the effective parameters as constants for inference; see ``tt.Model.TTcompile``."""
@@ -679,6 +712,7 @@ class Layer(nn.Module):
             "_parameter_fields",
             "_number",
             "_programs",
+            "_traces",
             "_operations",
         ):
             del state[transient]
@@ -688,7 +722,8 @@ class Layer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # the original's place comes first, so that layers in a set keep their names in a copy
         self._construction = (state["_construction"][0], next(_serial))
-        self._number, self._programs, self._operations = number(self), {}, None
+        self._number, self._operations = number(self), None
+        self._programs, self._traces = {}, {}
         self._name_fields()
 
     def _name_fields(self) -> None:

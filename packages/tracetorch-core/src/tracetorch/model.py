@@ -19,7 +19,7 @@ from tracetorch.checkpointing import restored_states
 from tracetorch.engine.admission import peculiar, transformed
 from tracetorch.errors import LayerError, StateError
 from tracetorch.folding import Unfoldable, folded, hooked_modules, looking_out
-from tracetorch.keeping import Kept
+from tracetorch.keeping import TORCHS, Kept
 from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.randomness import RANDOM
@@ -78,7 +78,8 @@ class Model(Boundary):
         {}
     """
 
-    _private = frozenset(("_stepped", "_foldable", "_told"))  # what is known of how it unrolls
+    # what is known of how it unrolls
+    _private = TORCHS | frozenset(("_stepped", "_foldable", "_told"))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -343,6 +344,9 @@ class Model(Boundary):
         if active is None:
             return self._folded_or_stepped(steps)
         before = self._standing()
+        if torch.compiler.is_compiling() or not active.all():
+            # what pads a sequence may be no number, and would be one of every gradient
+            steps = _silenced(steps, active)
         y = self._folded_or_stepped(steps)
         self._hold(active, before)
         return tree_map(lambda t: _silenced(t, active), y)

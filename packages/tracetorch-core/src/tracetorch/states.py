@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,14 @@ def moved(tensor: Tensor, source: int, destination: int) -> Tensor:
     changes the order in which gradients are added up.
     """
     return tensor if source == destination else tensor.movedim(source, destination)
+
+
+_is_alias_of: Any = getattr(torch._C, "_is_alias_of")  # noqa: B009 - not in its stubs
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether what is written into one shows in the other."""
+    return one is other or (not torch.compiler.is_compiling() and _is_alias_of(one, other))
 
 
 def restarted(state: Tensor, mask: Tensor) -> Tensor:

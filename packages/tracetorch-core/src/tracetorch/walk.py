@@ -38,7 +38,7 @@ def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object:
     seen.update((id(m), m) for _, m in inside)
     yield from ((name, m) for name, m in inside if isinstance(m, Layer))
     for name, m in inside:
-        private = private_of(type(m))
+        private = private_of(m)
         for attribute, value in list(vars(m).items()):
             if attribute not in private:
                 yield from _in_value(value, _join(name, attribute), seen, in_object)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import sys
+import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tracetorch import backends
-from tracetorch.keeping import private_of
+from tracetorch.keeping import foreign, private_of, slots_of
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
@@ -44,23 +49,31 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
     return not all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
+_anywhere: Any = nn.modules.module._has_any_global_hook
+
+
 def hooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks."""
+    """Whether a call of the module runs hooks, its own or those on every module."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or _anywhere()
     )
 
 
 def overridden(layer: Layer, *methods: str) -> str | None:
-    """The first of these methods that the layer's class does not have from ``tt.Layer``."""
+    """The first of these methods that the layer does not have from ``tt.Layer``."""
     from tracetorch.layer import Layer as Base
 
-    kind = type(layer)
-    own = [name for name in methods if getattr(kind, name) is not getattr(Base, name)]
-    return own[0] if own else None
+    kind, own = type(layer), vars(layer)
+    for name in methods:
+        if getattr(kind, name) is not getattr(Base, name):
+            return name
+        if name in own and not hasattr(own[name], "looks_on"):
+            return name
+    return None
 
 
 def peculiar(layer: Layer) -> str | None:
@@ -82,26 +95,94 @@ def parts(module: nn.Module) -> list[nn.Module]:
 
 
 def fingerprint(layer: Layer) -> tuple[Any, ...]:
-    """What a step may read besides tensors: the simple attributes of the layer and its modules."""
-    return tuple([_attributes(part) for part in parts(layer)])
+    """What a step may read besides tensors, as far as it can be found by looking.
+
+    Attributes of the layer and its modules and what these hold, to some depth; of classes and
+    functions that are neither ours nor torch's also class attributes, closures and globals.
+    """
+    return _Same(type(layer).step), *[_attributes(part) for part in parts(layer)]
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    own = vars(module)
-    return type(module), *[(key, _content(own[key])) for key in own.keys() - private_of(type(module))]
+    own: dict[str, Any] = vars(module)
+    kind: Any = type(module)
+    content = [(key, _content(own[key], _DEPTH)) for key in own.keys() - private_of(module)]
+    for written in _written(kind):
+        names = [name for name in vars(written) if not name.startswith("__")]
+        content += [(name, _content(vars(written)[name], _DEPTH)) for name in names]
+    return kind, *content
 
 
-_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_DEPTH = 3
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
+_PLAINLY = frozenset(_PLAIN)
 
 
-def _content(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
+def _content(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind in _PLAINLY:
+        return kind, value
+    if isinstance(value, Tensor):
+        return kind, value.shape, value.dtype  # a step that reads its values has no kernel
+    if isinstance(value, (nn.Module, type, types.ModuleType)) or not depth or _large(value):
+        return _Same(value)
     if isinstance(value, (list, tuple)):
-        return (type(value), *map(_content, value))
+        return kind, *[_content(item, depth - 1) for item in value]
     if isinstance(value, dict):
-        return (dict, *((_content(k), _content(v)) for k, v in value.items()))
-    return _Same(value)
+        return kind, *[(_content(k, 1), _content(v, depth - 1)) for k, v in value.items()]
+    if isinstance(value, np.ndarray):
+        return _Same(value), value.dtype, value.shape, value.tobytes()
+    if isinstance(value, types.MethodType):
+        return _content(value.__func__, depth), _content(value.__self__, depth - 1)
+    if isinstance(value, types.FunctionType):
+        return _function(value, depth)
+    if foreign(kind):
+        return _Same(value)
+    held = {name: getattr(value, name, None) for name in slots_of(value)}
+    held |= getattr(value, "__dict__", {})
+    return _Same(value), *[(name, _content(item, depth - 1)) for name, item in held.items()]
+
+
+def _large(value: Any) -> bool:
+    """Whether to look through it at every timestep would take too long."""
+    size = value.size if isinstance(value, np.ndarray) else isinstance(value, _HOLDS) and len(value)
+    return int(size) > 1000
+
+
+_HOLDS = (list, tuple, dict)
+
+
+def _function(function: types.FunctionType, depth: int) -> Any:
+    """A function, what it closes over and, of its globals, what is no class or module."""
+    if _settled(function.__module__):
+        return _Same(function)
+    cells, known = function.__closure__ or (), function.__globals__
+    read = [cell.cell_contents for cell in cells if cell != _EMPTY_CELL]
+    read += [known[name] for name in _names(function.__code__) if name in known]
+    shown = [v for v in read if not isinstance(v, (type, types.ModuleType))]
+    return _Same(function), *[_content(value, depth - 1) for value in shown]
+
+
+@functools.cache
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Names that code, or a function made in it, may look up."""
+    inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    return tuple(dict.fromkeys((*code.co_names, *itertools.chain(*inner))))
+
+
+@functools.cache
+def _written(kind: type) -> list[type]:
+    """Of a class and its bases, those that a user wrote."""
+    return [k for k in kind.__mro__ if not _settled(k.__module__)]
+
+
+def _settled(module: str | None) -> bool:
+    """Whether code is of this library, torch, NumPy or Python."""
+    root = (module or "").partition(".")[0]
+    return root in ("tracetorch", "torch", "numpy") or root in sys.stdlib_module_names
+
+
+_EMPTY_CELL = types.CellType()
 
 
 class _Same:

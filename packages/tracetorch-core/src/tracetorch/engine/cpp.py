@@ -7,7 +7,6 @@ order they come, :class:`Kernel` says. The generated text keeps the names of sta
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -15,6 +14,7 @@ import torch
 
 from tracetorch.engine.graph import CONST, INPUT, RANDOM, Node, draws_of, ordered
 from tracetorch.engine.kernel import Kernel
+from tracetorch.engine.naming import Names
 from tracetorch.engine.ops import TABLE
 
 REAL = {torch.float32: "float", torch.float64: "double"}
@@ -70,10 +70,15 @@ class Writer:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.names = Names()
 
     def say(self, depth: int, *lines: str) -> None:
         """Add lines."""
         self.lines += ["    " * depth + line for line in lines]
+
+    def array(self, prefix: str, name: str) -> str:
+        """The name of an array that belongs to a state or parameter."""
+        return f"{prefix}_{self.names.of(name)}"
 
     def loop(
         self,
@@ -106,9 +111,7 @@ class Writer:
         if node.op == RANDOM:
             name, text = f"drawn_{node.label}", f"uniform<real>(mixed_lanes[i], key_{node.label})"
         elif node.op == INPUT:
-            name, text = identifier(node.label), read[node.label]
-            while name in names.values():
-                name += "_"
+            name, text = self.names.variable(node.label), read[node.label]
         else:
             name = f"v{len(names)}"
             text = TABLE[node.op].cpp.format(*(names[arg] for arg in node.args))
@@ -136,7 +139,7 @@ class _Direction(Writer):
             f"if ({cleared}) memset(row, 0, sizeof row);",
         )
         for index, name in enumerate(self.traced.parameters):
-            here = array("all", name)
+            here = self.array("all", name)
             self.say(
                 1,
                 f"real {here}[WIDTH];",
@@ -182,7 +185,7 @@ class _Direction(Writer):
         self.say(depth, "}")
 
     def constants(self) -> dict[str, str]:
-        return {name: f"{array('all', name)}[i]" for name in self.traced.parameters}
+        return {name: f"{self.array('all', name)}[i]" for name in self.traced.parameters}
 
 
 class _Forward(_Direction):
@@ -193,7 +196,7 @@ class _Forward(_Direction):
         states, kept = self.traced.states, self.kernel.remembered
         self.say(1, f"stored *const ys = (stored *)pointers[{self.at['y']}] + lane;")
         for name in states:
-            here = array("now", name)
+            here = self.array("now", name)
             self.say(1, f"real {here}[WIDTH];")
             self.say(1, f"take({here}, width, pointers[{self.at[name]}], lane, rest);")
         self.say(1, "for (int64_t t = 0; t < steps; ++t) {")
@@ -201,11 +204,11 @@ class _Forward(_Direction):
             self.say(2, "if (t % PERIOD == 0) {")
             for name in kept:
                 place = f"pointers[{self.at[f'kept {name}']}], t / PERIOD * lanes + lane"
-                self.say(3, f"give({array('now', name)}, {place}, rest);")
+                self.say(3, f"give({self.array('now', name)}, {place}, rest);")
             self.say(2, "}")
         self.row(2, "xt", "xs", 0)
         self.say(2, "stored *__restrict yt = rest < width ? row[1] : ys + t * lanes;")
-        now = {name: f"{array('now', name)}[i]" for name in states}
+        now = {name: f"{self.array('now', name)}[i]" for name in states}
         write = {f"new {name}": f"{place} = {{}};" for name, place in now.items()}
         self.lanes(
             2,
@@ -217,7 +220,7 @@ class _Forward(_Direction):
         self.say(1, "}")
         for name in states:
             place = f"pointers[{self.at[f'new {name}']}], lane"
-            self.say(1, f"give({array('now', name)}, {place}, rest);")
+            self.say(1, f"give({self.array('now', name)}, {place}, rest);")
         return "\n".join(self.lines) + "\n"
 
 
@@ -227,8 +230,10 @@ class _Backward(_Direction):
     def text(self) -> str:
         self.begin(4, f"rest < width || !pointers[{self.at['grad y']}]")
         kept, wanted = self.kernel.remembered, self.kernel.wanted
-        self.gradients = {name: array("grad", name) for name in self.traced.states}
-        self.sums = {n: array("sum", n) for n in self.traced.parameters if f"grad {n}" in wanted}
+        self.gradients = {name: self.array("grad", name) for name in self.traced.states}
+        self.sums = {
+            n: self.array("sum", n) for n in self.traced.parameters if f"grad {n}" in wanted
+        }
         self.say(1, f"const stored *const gys = (const stored *)pointers[{self.at['grad y']}];")
         if "grad x" in wanted:
             self.say(1, f"stored *const gxs = (stored *)pointers[{self.at['grad x']}] + lane;")
@@ -237,7 +242,7 @@ class _Backward(_Direction):
             self.say(1, f"real {here}[WIDTH];", f"take({here}, width, {pointer}, lane, rest);")
         for here in self.sums.values():
             self.say(1, f"real {here}[WIDTH] = {{}}, part_{here}[WIDTH];")
-        self.say(1, *(f"real {array('past', name)}[PERIOD][WIDTH];" for name in kept))
+        self.say(1, *(f"real {self.array('past', name)}[PERIOD][WIDTH];" for name in kept))
         self.say(1, "for (int64_t k = (steps - 1) / PERIOD; k >= 0; --k) {")
         self.say(2, "const int64_t first = k * PERIOD;")
         self.say(2, "const int m = int(steps - first < PERIOD ? steps - first : PERIOD);")
@@ -251,16 +256,16 @@ class _Backward(_Direction):
     def _recompute(self, kept: Sequence[str]) -> None:
         for name in kept:
             place = f"pointers[{self.at[f'kept {name}']}], k * lanes + lane"
-            self.say(2, f"take({array('past', name)}[0], width, {place}, rest);")
+            self.say(2, f"take({self.array('past', name)}[0], width, {place}, rest);")
         self.say(2, "for (int j = 0; j + 1 < m; ++j) {", "    const int64_t t = first + j;")
         self.row(3, "xt", "xs", 0)
         outputs = {f"new {name}": self.traced.forward[f"new {name}"] for name in kept}
-        write = {f"new {name}": f"{array('past', name)}[j + 1][i] = {{}};" for name in kept}
+        write = {f"new {name}": f"{self.array('past', name)}[j + 1][i] = {{}};" for name in kept}
         self.lanes(3, outputs, self._reads(kept), write)
         self.say(2, "}")
 
     def _reads(self, kept: Sequence[str]) -> dict[str, str]:
-        past = {name: f"{array('past', name)}[j][i]" for name in kept}
+        past = {name: f"{self.array('past', name)}[j][i]" for name in kept}
         return {**self.constants(), **past, "x": "load(xt[i])"}
 
     def _reverse(self) -> None:
@@ -309,16 +314,6 @@ def _width(kernel: Kernel) -> int:
     while width > CHUNK and arrays * width * torch.finfo(kernel.real).bits // 8 > _CACHE_BYTES:
         width //= 2
     return width
-
-
-def array(prefix: str, name: str) -> str:
-    """The name of an array that belongs to a state or parameter."""
-    return f"{prefix}_{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
-
-
-def identifier(label: str) -> str:
-    """An input's name as an identifier; no word of the language ends in an underscore."""
-    return re.sub(r"[^0-9A-Za-z_]", "_", label) + "_"
 
 
 def _literal(value: float) -> str:

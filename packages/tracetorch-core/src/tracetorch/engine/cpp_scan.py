@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tracetorch.engine.cpp import REAL, Writer, array, header
+from tracetorch.engine.cpp import REAL, Writer, header
 from tracetorch.engine.graph import Graph, Node, ordered
 from tracetorch.engine.ops import TABLE
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
@@ -64,7 +64,7 @@ class _Tile(Writer):
             "const int count = states - n < STATES ? int(states - n) : STATES;",
         )
         for name in self.kernel.over(FIXED):
-            here = array("all", name)
+            here = self.array("all", name)
             self.say(1, f"real {here}[STATES][WIDTH];")
             self.say(1, f"turn_in({here}, {self.at[name]}, d * states + n, states, width, count);")
 
@@ -75,7 +75,7 @@ class _Tile(Writer):
             if axis != FIXED:
                 place = "row * channels + d" if axis == CHANNEL else "row * states + n"
                 pointer = f"(const real *){self.at[name]} + {place}"
-                self.say(depth, f"const real *__restrict {array('row', name)} = {pointer};")
+                self.say(depth, f"const real *__restrict {self.array('row', name)} = {pointer};")
 
     def lanes(
         self,
@@ -87,13 +87,13 @@ class _Tile(Writer):
     ) -> None:
         """One timestep of one state ``k`` in all channels."""
         for name in self.kernel.over(STATE):
-            self.say(depth, f"const real {array('one', name)} = {array('row', name)}[k];")
+            self.say(depth, f"const real {self.array('one', name)} = {self.array('row', name)}[k];")
         self.loop(depth, outputs, {**self._inputs(), **read}, write, sums=tuple(sums))
 
     def _inputs(self) -> dict[str, str]:
         places = {CHANNEL: ("row", "[i]"), STATE: ("one", ""), FIXED: ("all", "[k][i]")}
         return {
-            name: array(places[axis][0], name) + places[axis][1]
+            name: self.array(places[axis][0], name) + places[axis][1]
             for name, axis in self.kernel.axes.items()
         }
 
@@ -146,8 +146,8 @@ class _Backward(_Tile):
         self.own = {axis: self.kernel.differentiated(axis) for axis in (CHANNEL, STATE, FIXED)}
         self.say(1, "real grad[STATES][WIDTH], past[PERIOD + 1][STATES][WIDTH];")
         for name in self.own[FIXED]:
-            self.say(1, f"real {array('sum', name)}[STATES][WIDTH] = {{}};")
-            self.say(1, f"real {array('part', name)}[STATES][WIDTH];")
+            self.say(1, f"real {self.array('sum', name)}[STATES][WIDTH] = {{}};")
+            self.say(1, f"real {self.array('part', name)}[STATES][WIDTH];")
         for name in self.held:
             self.say(1, f"real {name}[PERIOD][STATES][WIDTH];")
         self.say(
@@ -161,7 +161,7 @@ class _Backward(_Tile):
         self._recompute()
         self._reverse()
         self.say(1, "}")
-        for array_, name in [("grad", "h"), *((array("sum", n), n) for n in self.own[FIXED])]:
+        for array_, name in [("grad", "h"), *((self.array("sum", n), n) for n in self.own[FIXED])]:
             place = f"{self.at[f'grad {name}']}, own, states, width, count"
             self.say(1, f"turn_out({array_}, {place});")
         return "\n".join(self.lines) + "\n"
@@ -185,36 +185,37 @@ class _Backward(_Tile):
 
     def _reverse(self) -> None:
         for name in self.own[FIXED]:
-            self.say(2, f"memset({array('part', name)}, 0, sizeof {array('part', name)});")
+            part = self.array("part", name)
+            self.say(2, f"memset({part}, 0, sizeof {part});")
         self.say(2, "for (int j = m - 1; j >= 0; --j) {", "    const int64_t t = first + j;")
         self.rows(3)
         given = self.at["grad y"]
         pointer = f"{given} ? (const real *){given} + row * channels + d : nothing"
         self.say(3, f"const real *__restrict row_y = {pointer};")
         for name in self.own[CHANNEL]:
-            self.say(3, f"real {array('sum', name)}[WIDTH] = {{}};")
+            self.say(3, f"real {self.array('sum', name)}[WIDTH] = {{}};")
         self.say(3, "for (int k = 0; k < count; ++k) {")
         self._product()
         self.say(3, "}")
         for name in self.own[CHANNEL]:
             place = f"{self.at[f'grad {name}']}, row * channels + d, width, n == 0"
-            self.say(3, f"put({array('sum', name)}, {place});")
+            self.say(3, f"put({self.array('sum', name)}, {place});")
         self.say(2, "}")
         for name in self.own[FIXED]:
-            there, here = array("sum", name), array("part", name)
+            there, here = self.array("sum", name), self.array("part", name)
             self.say(2, "for (int k = 0; k < count; ++k)")
             self.say(3, f"for (int i = 0; i < width; ++i) {there}[k][i] += {here}[k][i];")
 
     def _product(self) -> None:
-        parts = [array("part", name) for name in self.own[STATE]]
+        parts = [self.array("part", name) for name in self.own[STATE]]
         self.say(4, *(f"real {part} = 0;" for part in parts))
         read = {name: f"{name}[j][k][i]" for name in self.held}
         read |= {"h": "past[j][k][i]", "new h": "past[j + 1][k][i]"}
         read |= {"grad y": "row_y[i]", "grad new h": "grad[k][i]"}
         write = {"grad h": "grad[k][i] = {};"}
-        write |= {f"grad {n}": f"{array('sum', n)}[i] += {{}};" for n in self.own[CHANNEL]}
-        write |= {f"grad {n}": f"{array('part', n)} += {{}};" for n in self.own[STATE]}
-        write |= {f"grad {n}": f"{array('part', n)}[k][i] += {{}};" for n in self.own[FIXED]}
+        write |= {f"grad {n}": f"{self.array('sum', n)}[i] += {{}};" for n in self.own[CHANNEL]}
+        write |= {f"grad {n}": f"{self.array('part', n)} += {{}};" for n in self.own[STATE]}
+        write |= {f"grad {n}": f"{self.array('part', n)}[k][i] += {{}};" for n in self.own[FIXED]}
         self.lanes(4, self.product, read, write, parts)
         for name, part in zip(self.own[STATE], parts, strict=True):
             place = "(d / WIDTH * steps * samples + row) * states + n + k"

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tracetorch.engine.admission import batched, recorded, transformed
-from tracetorch.engine.program import Plan, Program, registered
-from tracetorch.engine.trace import replaced, weights_of
-from tracetorch.randomness import after
+from tracetorch.engine.definition import Definition
+from tracetorch.engine.program import Plan, registered
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
@@ -32,16 +31,24 @@ _library.define(
     "Tensor? random, str program, bool[] wanted) -> Tensor[]"
 )
 
-_users: dict[str, weakref.WeakSet[Layer]] = {}
+_definitions: weakref.WeakValueDictionary[str, Definition] = weakref.WeakValueDictionary()
 
 
-def used_by(program: Program, layer: Layer) -> None:
-    """Remember, weakly, a layer of which the program is: second derivatives go through its step."""
-    _users.setdefault(program.name, weakref.WeakSet()).add(layer)
+class Served(NamedTuple):
+    """How a layer's sequences run: by a program that others may share, and what it is made of."""
+
+    plan: Plan
+    definition: Definition | None
+
+
+def served(plan: Plan, layer: Layer) -> Served:
+    """The layer, as it is now, by this plan; the operators know it by the program's name."""
+    definition = _definitions[plan.program.name] = Definition(layer)
+    return Served(plan, definition)
 
 
 def run(
-    plan: Plan,
+    by: Served,
     x: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -49,10 +56,10 @@ def run(
     single: bool = False,
 ) -> Sequence[Tensor]:
     """``y`` and the new states of a sequence, or of one timestep, directly."""
-    if any(plan.flags):
-        fused: Sequence[Tensor] = _Fused.apply(plan, single, random, x, *states, *parameters)
+    if any(by.plan.flags):
+        fused: Sequence[Tensor] = _Fused.apply(by, single, random, x, *states, *parameters)
         return fused
-    return plan.forward(x, states, parameters, random, single)
+    return by.plan.forward(x, states, parameters, random, single)
 
 
 class _Fused(torch.autograd.Function):
@@ -60,19 +67,21 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, single: bool, random: Tensor | None, x: Tensor, *rest: Tensor
+        ctx: Any, by: Served, single: bool, random: Tensor | None, x: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        count = len(plan.program.traced.states)
+        plan, count = by.plan, len(by.plan.program.traced.states)
         states, parameters = rest[:count], rest[count:]
         outputs = plan.forward(x, states, parameters, random, single)
-        ctx.plan, ctx.single, ctx.random = plan, single, random
+        ctx.by, ctx.single, ctx.random = by, single, random
         ctx.set_materialize_grads(False)
+        if plan.constant:
+            ctx.mark_non_differentiable(*[outputs[index] for index in plan.constant])
         ctx.save_for_backward(x, *rest, *outputs[1 + count :])
         return tuple(outputs[: 1 + count])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        found = _gradients(ctx.plan, ctx.single, ctx.random, saved_by(ctx), cotangents)
+        found = _gradients(ctx.by, ctx.single, ctx.random, saved_by(ctx), cotangents)
         return None, None, None, *found
 
 
@@ -97,18 +106,19 @@ def saved_by(ctx: Any) -> Sequence[Tensor]:
 
 
 def _gradients(
-    plan: Plan,
+    by: Served,
     single: bool,
     random: Tensor | None,
     saved: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     """For each of x, states, parameters. ``saved``: these, then what a sequence kept."""
+    plan = by.plan
     inputs = len(plan.program.inputs)
     states = 1 + len(plan.program.traced.states)
     x, parameters, kept = saved[0], saved[states:inputs], saved[inputs:]
     if torch.is_grad_enabled() or transformed() or batched(cotangents):
-        return _replay(plan, single, random, saved[:inputs], cotangents)
+        return _replay(by, single, random, saved[:inputs], cotangents)
     if single:
         kept = plan.remembered(saved[1:states])
         return plan.placed(plan.backward(x, cotangents, kept, parameters, random, single))
@@ -121,45 +131,23 @@ def _gradients(
 
 
 def _replay(
-    plan: Plan,
+    by: Served,
     single: bool,
     random: Tensor | None,
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The same gradients, differentiable: the layer's own step over the saved tensors."""
-    layer = next(iter(_users[plan.program.name]), None)
-    if layer is None:
+    """The same gradients, differentiable: the step itself over the saved tensors."""
+    if by.definition is None:
         raise RuntimeError(
-            "a second derivative needs the layer that computed the first: keep it until then"
+            "a second derivative through a compiled graph needs the layer that was compiled: "
+            "keep it until then"
         )
     with torch.enable_grad():
-        ends, inputs = _replayed(plan, layer, single, random, inputs)
-    return differentiated(ends, cotangents, inputs, plan.flags, torch.is_grad_enabled())
-
-
-def _replayed(
-    plan: Plan, layer: Layer, single: bool, random: Tensor | None, inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Output and new states, and what they were computed from."""
-    # under names of their own: a state may have come from the same x and parameters
-    inputs = [tensor.view_as(tensor) for tensor in inputs]
-    x, count = inputs[0], len(plan.program.traced.states)
-    states, parameters = inputs[1 : 1 + count], inputs[1 + count :]
-    own, weights = parameters[: len(layer._specs)], parameters[len(layer._specs) :]
-    now, ys = [state.movedim(layer.dim, -1) for state in states], []
-    with replaced(layer, dict(zip(weights_of(layer), weights, strict=True))):
-        for t, timestep in enumerate((x,) if single else x):
-            inflow = timestep.movedim(layer.dim, -1).to(plan.program.real)
-            with layer._drawing(None if random is None else after(random, t), timestep):
-                new, y = layer.step(
-                    layer._state_fields(*now), inflow, layer._parameter_fields(*own)
-                )
-            now = [new[state] for state in layer._state_specs]
-            ys.append(y.movedim(-1, layer.dim).to(x.dtype))
-    ends = [ys[0] if single else torch.stack(ys)]
-    ends += [state.movedim(-1, layer.dim) for state in now]
-    return ends, inputs
+        # under names of their own: a state may have come from the same x and parameters
+        inputs = [tensor.view_as(tensor) for tensor in inputs]
+        ends = by.definition.run(by.plan.program.real, inputs, random, single)
+    return differentiated(ends, cotangents, inputs, by.plan.flags, torch.is_grad_enabled())
 
 
 def differentiated(
@@ -246,16 +234,17 @@ def _unroll_backward_shapes(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, states, parameters, ctx.random, program, wanted = inputs
-    ctx.plan, ctx.states = registered(program).plan(tuple(wanted)), len(states)
+    plan, ctx.states = registered(program).plan(tuple(wanted)), len(states)
+    ctx.by = Served(plan, _definitions.get(program))
     kept = output[1 + len(states) :]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*kept)
+    ctx.mark_non_differentiable(*[output[index] for index in plan.constant], *kept)
     ctx.save_for_backward(x, *states, *parameters, *kept)
 
 
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     states = 1 + ctx.states
-    found = _gradients(ctx.plan, False, ctx.random, saved_by(ctx), gradients[:states])
+    found = _gradients(ctx.by, False, ctx.random, saved_by(ctx), gradients[:states])
     return found[0], list(found[1:states]), list(found[states:]), None, None, None
 
 

@@ -121,6 +121,10 @@ class Plan:
             (places[name.removeprefix("grad ")], self._backward.type_of(name))
             for name in self.wanted
         ]
+        read = traced.seeds(self.wanted)
+        ends = ("y", *(f"new {name}" for name in traced.states))
+        # of the outputs, those which nothing that a gradient is wanted of goes into
+        self.constant = [at for at, name in enumerate(ends) if f"grad {name}" not in read]
         self._draws = traced.random
         self._launcher = _launchers[program.backend]
 

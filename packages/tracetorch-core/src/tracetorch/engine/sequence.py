@@ -25,8 +25,9 @@ from tracetorch.engine.admission import (
 from tracetorch.engine.cpp import REAL, STORED, abridged
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import serving
-from tracetorch.engine.program import RENDERERS, Plan, Program, register
-from tracetorch.engine.trace import trace, weights_of
+from tracetorch.engine.operators import Served
+from tracetorch.engine.program import RENDERERS, Program, register
+from tracetorch.engine.trace import Traced, trace, weights_of
 from tracetorch.numbering import numbered
 from tracetorch.randomness import RANDOM, after
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # call a kernel takes as long as three, to call its autograd function as six.
 _FEWEST = {False: 4, True: 7}
 # a layer whose attributes change from step to step is not worth a kernel for each
-_MOST_PROGRAMS = 16
+_MOST_PROGRAMS = 32
 
 
 def unroll(layer: Layer, x: Tensor) -> Tensor | None:
@@ -60,31 +61,32 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
         random = layer._random(x)
         y, *rest = torch.ops.tracetorch.unroll(x, states, parameters, random, name, flags)
     else:
-        plan = _plan(layer, *types, flags)
-        if plan is None:
+        by = _served(layer, *types, flags)
+        if by is None:
             return None
         random = layer._random(x)
-        y, *rest = _run(plan, x, states, parameters, random)
+        y, *rest = _run(by, x, states, parameters, random)
     _keep(layer, rest, random, len(x))
     return y  # type: ignore[no-any-return]
 
 
 def _run(
-    plan: Plan,
+    by: Served,
     x: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
     random: Tensor | None,
 ) -> Sequence[Tensor]:
     """A sequence, timestep after timestep or, where that is faster, in segments at once."""
-    count = segments.count(len(x), x.shape[1:].numel(), x.device) if plan.program.affine else 1
+    affine = by.plan.program.affine
+    count = segments.count(len(x), x.shape[1:].numel(), x.device) if affine else 1
     if count > 1:
         found = segments.unroll(
-            lambda x, states: operators.run(plan, x, states, parameters, None), x, states, count
+            lambda x, states: operators.run(by, x, states, parameters, None), x, states, count
         )
         if found is not None:
             return found
-    return operators.run(plan, x, states, parameters, random)
+    return operators.run(by, x, states, parameters, random)
 
 
 def step(layer: Layer, x: Tensor) -> Tensor | None:
@@ -105,11 +107,11 @@ def step(layer: Layer, x: Tensor) -> Tensor | None:
         return None
     flags = _flags(x, states, parameters)
     real = _real(states, parameters, x)
-    plan = _plan(layer, x.ndim, real, x.dtype, x.device.type, flags, single=True)
-    if plan is None:
+    by = _served(layer, x.ndim, real, x.dtype, x.device.type, flags, single=True)
+    if by is None:
         return None
     random = layer._random(x)
-    y, *rest = operators.run(plan, x, states, parameters, random, single=True)
+    y, *rest = operators.run(by, x, states, parameters, random, single=True)
     _keep(layer, rest, random, 1)
     return y
 
@@ -128,7 +130,7 @@ def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool, backend:
     if backend not in RENDERERS:
         raise ValueError(f"kernel_source: backend must be one of {[*RENDERERS]}, got {backend!r}")
     try:
-        program = _program(layer, ndim, layer._promoted(dtype), dtype, backend)
+        program = _program(layer, ndim, layer._promoted(dtype), dtype, backend, fingerprint(layer))
     except Refused as why:
         raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
     return abridged(program.source(program.gradients, backward))
@@ -143,7 +145,8 @@ def _operations(layer: Layer, timestep: Tensor) -> int:
     if layer._operations is None:
         layer._operations = 1 << 30
         with contextlib.suppress(Exception):  # those of the step are its own to raise
-            layer._operations = trace(layer, layer._state_dtype(timestep), timestep.ndim).operations
+            real = layer._state_dtype(timestep)
+            layer._operations = _traced(layer, real, timestep.ndim, fingerprint(layer)).operations
     return layer._operations
 
 
@@ -197,14 +200,14 @@ def program_name(
     Asked and answered in constants: ``torch.compile`` takes the answer as one. ``flags``: for
     input, states and parameters, whether a gradient is wanted.
     """
-    plan = _plan(numbered(number), ndim, real, stored, device, flags)
-    return None if plan is None else plan.program.name
+    by = _served(numbered(number), ndim, real, stored, device, flags)
+    return None if by is None else by.plan.program.name
 
 
 program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _plan(
+def _served(
     layer: Layer,
     ndim: int,
     real: torch.dtype,
@@ -212,18 +215,20 @@ def _plan(
     device: str,
     flags: tuple[bool, ...],
     single: bool = False,
-) -> Plan | None:
+) -> Served | None:
     """The compiled plan of a layer for these types; None where it must step.
 
     Raises:
         BackendError: a backend was asked for by name, and cannot take the sequence.
     """
-    key = (ndim, real, stored, device, flags, single, backends.chosen(), fingerprint(layer))
-    known = layer._programs
+    own, known = fingerprint(layer), layer._programs
+    key = (ndim, real, stored, device, flags, single, backends.chosen(), own)
     if key not in known:
-        if single and len(known) >= _MOST_PROGRAMS:
-            return None
-        known[key] = _prepared(layer, ndim, real, stored, device, flags, single)
+        if len(known) >= _MOST_PROGRAMS:
+            if single:
+                return None
+            known.pop(next(iter(known)))
+        known[key] = _prepared(layer, ndim, real, stored, device, flags, single, own)
     return known[key]
 
 
@@ -235,28 +240,41 @@ def _prepared(
     device: str,
     flags: tuple[bool, ...],
     single: bool,
-) -> Plan | None:
+    own: object,
+) -> Served | None:
     try:
-        plan = _program(layer, ndim, real, stored, serving(device)).plan(flags)
+        plan = _program(layer, ndim, real, stored, serving(device), own).plan(flags)
         plan.prepare()
     except (Refused, build.BuildError) as why:
         if not single:  # a step is its own definition, whatever is chosen for sequences
             backends.cannot(layer, str(why))
         return None
-    operators.used_by(plan.program, layer)
-    return plan
+    return operators.served(plan, layer)
 
 
 def _program(
-    layer: Layer, ndim: int, real: torch.dtype, stored: torch.dtype, backend: str
+    layer: Layer, ndim: int, real: torch.dtype, stored: torch.dtype, backend: str, own: object
 ) -> Program:
     if real not in REAL or stored not in STORED:
         raise Refused(f"there are no kernels for states in {real} and inputs in {stored}")
-    try:
-        traced = trace(layer, real, ndim)
-    except Refused:
-        raise
-    except Exception as error:  # the user's own code, on a sample: stepping will show what it is
-        raise Refused(f"its step raised {type(error).__name__} on a sample: {error}") from error
+    traced = _traced(layer, real, ndim, own)
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
     return register(Program(traced, real, stored, layer.num_neurons, dim, backend))
+
+
+def _traced(layer: Layer, real: torch.dtype, ndim: int, own: object) -> Traced:
+    """The graphs of a layer whose fingerprint is ``own``, traced once."""
+    key, known = (real, ndim, own), layer._traces
+    if key not in known:
+        if len(known) >= _MOST_PROGRAMS:
+            known.pop(next(iter(known)))
+        try:
+            known[key] = trace(layer, real, ndim)
+        except Refused as why:
+            known[key] = str(why)
+        except Exception as error:  # the user's own, on a sample: stepping will show what it is
+            known[key] = f"its step raised {type(error).__name__} on a sample: {error}"
+    found = known[key]
+    if isinstance(found, str):
+        raise Refused(found)
+    return found

@@ -81,6 +81,16 @@ class Traced:
         """Whether it draws random numbers."""
         return bool(draws_of(self.forward.values()))
 
+    def seeds(self, outputs: Sequence[str]) -> set[str]:
+        """The cotangents, of now or of later timesteps, that these of ``backward`` depend on."""
+        read = read_by(self.backward[name] for name in outputs)
+        while True:
+            through = [f"grad {name}" for name in self.states if f"grad new {name}" in read]
+            more = read_by(self.backward[name] for name in through if name in self.backward)
+            if more <= read:
+                return read
+            read |= more
+
     def remembered(self, outputs: Sequence[str]) -> tuple[str, ...]:
         """The states whose past is needed to compute these outputs of ``backward``."""
         read = read_by(self.backward[name] for name in outputs)
@@ -241,8 +251,11 @@ def _backward(
     if not reached:
         return {}
     end = _Seeded.apply([cotangents[name] for name in reached], *(outputs[n] for n in reached))
+    # not torch.autograd.grad, within which nothing looks out for what a derivative looks at
+    run = torch.autograd.Variable._execution_engine.run_backward
+    seed = torch.ones_like(end)
     gradients = _blindly(
-        lambda: torch.autograd.grad(end, list(inputs.values()), allow_unused=True)
+        lambda: run((end,), (seed,), False, False, tuple(inputs.values()), True, False)
     )
     return {
         f"grad {name}": recorder.node(gradient)

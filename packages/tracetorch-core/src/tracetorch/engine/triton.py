@@ -7,13 +7,13 @@ source alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from tracetorch.engine.graph import CONST, INPUT, RANDOM, Node, ordered
 from tracetorch.engine.kernel import Kernel
+from tracetorch.engine.naming import Names
 from tracetorch.engine.ops import TABLE
 
 REAL = {torch.float32: "float32", torch.float64: "float64"}
@@ -92,21 +92,12 @@ class Writer:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._names: dict[str, str] = {}
+        self.name = Names().variable
         self._constants: dict[Node, str] = {}
 
     def say(self, depth: int, *lines: str) -> None:
         """Add lines."""
         self.lines += ["    " * depth + line for line in lines]
-
-    def name(self, label: str) -> str:
-        """An identifier that no other label has; no word of the language ends in an underscore."""
-        if label not in self._names:
-            name = re.sub(r"[^0-9A-Za-z_]", "_", label) + "_"
-            while name in self._names.values():
-                name += "_"
-            self._names[label] = name
-        return self._names[label]
 
     def pointer(self, label: str) -> str:
         """The argument that leads to it."""

@@ -1,0 +1,457 @@
+"""A step is what it does whenever it is called: kernels that would do something else are not made.
+
+Every layer here is held to its own steps, and has to say why it has no kernel, or to have one.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import random
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tracetorch as tt
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from tracetorch.testing import AdaptiveLIF, Trace
+
+Step = Callable[..., Any]
+
+
+def made(step: Step, num_neurons: int = 3, **attributes: Any) -> tt.Layer:
+    """A layer with one state, mem, one parameter, beta, and this step."""
+
+    class Made(tt.Layer):
+        def __init__(self) -> None:
+            super().__init__(num_neurons)
+            self.add_state("mem")
+            self.add_parameter("beta", 0.5, constraint=tt.constraints.sigmoid)
+            for name, value in attributes.items():
+                setattr(self, name, value)
+
+    Made.step = step  # type: ignore[method-assign]
+    return Made()
+
+
+def stepped(layer: tt.Layer, x: Tensor) -> Tensor:
+    """What a loop makes of it, from no state."""
+    layer.zero_states()
+    with tt.backends.use("eager"):
+        return torch.stack([layer(timestep) for timestep in x])
+
+
+def unrolled(layer: tt.Layer, x: Tensor, backend: str = "auto") -> Tensor:
+    layer.zero_states()
+    with tt.backends.use(backend):
+        return layer.unroll(x)
+
+
+def leaky(scale: Callable[[Any, Tensor, Any], Any]) -> Step:
+    """A leaky integrator of the input times something."""
+
+    def step(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+        mem = p.beta * states.mem + x * scale(self, x, p)
+        return {"mem": mem}, mem
+
+    return step
+
+
+class Mean(torch.autograd.Function):
+    """Passes on a gradient that is divided by the number of samples."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / grad.shape[0]
+
+
+class Clipped(torch.autograd.Function):
+    """Looks at the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad if grad.numpy().max() < 1 else grad / 2
+
+
+def _only_parameters(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    return {"mem": states.mem + x}, 2 * p.beta
+
+
+def _state_of_parameters(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    return {"mem": p.beta.expand(x.shape[-1])}, states.mem + x
+
+
+def _transposed(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = p.beta * states.mem + x.mT
+    return {"mem": mem}, mem
+
+
+def _bits(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = p.beta * states.mem + (x.view(torch.int32) > 5).to(x.dtype)
+    return {"mem": mem}, mem
+
+
+def _through(function: Any) -> Step:
+    def step(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+        mem = p.beta * states.mem + function.apply(x)
+        return {"mem": mem}, mem
+
+    return step
+
+
+OTHERWISE = "it computes something else"
+IMPURE = {
+    "number of samples": (leaky(lambda self, x, p: 1 / x.shape[0]), OTHERWISE),
+    "many samples": (leaky(lambda self, x, p: 2 if x.size(0) < 3 else 1), OTHERWISE),
+    "size of a parameter": (leaky(lambda self, x, p: p.beta.numel()), OTHERWISE),
+    "rank of a parameter": (leaky(lambda self, x, p: 1 + p.beta.ndim), OTHERWISE),
+    "gradients on": (leaky(lambda self, x, p: 1 + torch.is_grad_enabled()), OTHERWISE),
+    "gradient wanted": (leaky(lambda self, x, p: 1 + x.requires_grad), OTHERWISE),
+    "in the derivative": (_through(Mean), OTHERWISE),
+    "look in the derivative": (_through(Clipped), "looks at values (Tensor.numpy)"),
+    "output of parameters": (_only_parameters, "y is [3] for an input of [3, 3]"),
+    "transposed": (_transposed, "shows a tensor in another way"),
+    "bits": (_bits, "shows a tensor in another way"),
+}
+
+
+@pytest.mark.parametrize("name", IMPURE)
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_a_sample_does_not_show_has_no_kernel(name: str, samples: int, grad: bool) -> None:
+    step, says = IMPURE[name]
+    if name == "transposed":
+        samples = 3
+    layer, found = made(step), []
+    for run in (stepped, unrolled):
+        x = torch.randn(4, samples, 3, generator=torch.manual_seed(1)).requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
+            y = run(layer, x)
+        if grad:
+            y.square().sum().backward()
+        found.append((y, x.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    with pytest.raises(tt.BackendError) as caught:
+        unrolled(layer, torch.randn(4, 3, 3), "cpp")
+    assert says in str(caught.value)
+
+
+def test_a_state_that_only_parameters_make_is_an_error_as_in_steps() -> None:
+    for run in (stepped, unrolled):
+        with pytest.raises(tt.StateError, match=r"must return mem in its own shape \[2, 3\]"):
+            run(made(_state_of_parameters), torch.randn(4, 2, 3))
+
+
+class Holder:
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def _counting() -> Step:
+    count = 0
+
+    def scale(self: Any, x: Tensor, p: Any) -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    return leaky(scale)
+
+
+def _hoards(self: Any, x: Tensor, p: Any) -> int:
+    self._past["inputs"].append(1)
+    return len(self._past["inputs"])
+
+
+def _counts(self: Any, x: Tensor, p: Any) -> int:
+    self.holder.inner.count += 1
+    return int(self.holder.inner.count)
+
+
+def _counts_in_an_array(self: Any, x: Tensor, p: Any) -> float:
+    self.count += 1
+    return float(self.count[0])
+
+
+CHANGING: dict[str, tuple[Callable[[], Step], Callable[[], dict[str, Any]], str]] = {
+    "private container": (
+        lambda: leaky(_hoards), lambda: {"_past": {"inputs": []}}, "it changes Made._past",
+    ),
+    "plain object": (
+        lambda: leaky(_counts),
+        lambda: {"holder": types.SimpleNamespace(inner=Holder())},
+        "it changes Holder.count",
+    ),
+    "array": (
+        lambda: leaky(_counts_in_an_array), lambda: {"count": np.zeros(1)}, "changes Made.count",
+    ),
+    "random": (
+        lambda: leaky(lambda self, x, p: random.random()), dict, "the random numbers of Python",
+    ),
+    "closure": (_counting, dict, OTHERWISE),
+    "iterator": (
+        lambda: leaky(lambda self, x, p: next(self.numbers)),
+        lambda: {"numbers": iter(itertools.count(1).__next__, 0)},
+        OTHERWISE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_step_that_changes_something_has_no_kernel_and_nothing_is_changed(name: str) -> None:
+    step, attributes, says = CHANGING[name]
+    layer, other = made(step(), **attributes()), made(step(), **attributes())
+    x = torch.randn(4, 2, 3)
+    with pytest.raises(tt.BackendError) as caught:
+        unrolled(layer, x, "cpp")
+    assert says in str(caught.value)
+    if says == OTHERWISE:
+        return  # what a closure or an iterator holds cannot be put back
+    random.seed(3)
+    expected = stepped(other, x)
+    random.seed(3)
+    assert torch.equal(unrolled(layer, x), expected)
+
+
+# ---------------------------------------------------------------------- what a kernel is made of
+
+GAIN = 2.0
+
+
+def doubled(x: Tensor) -> Tensor:
+    return GAIN * x
+
+
+class Tuned(Trace):
+    """Reads what can be changed in many ways."""
+
+    scale: Any = 1.5
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.options = types.SimpleNamespace(gain=1.0, nested=[Holder()])
+        self.table, self.flag, self.names = np.ones(2), 1, {"gain": [1.0]}
+        offset = [0.0]
+        self.offset, self.curve = offset, lambda x: torch.sigmoid(x) + offset[0]
+
+    def shaped(self, x: Tensor) -> Tensor:
+        return x + 1
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        x = doubled(self.curve(self.shaped(x))) * self.options.gain * float(self.table[0])
+        x = x * (self.scale + self.options.nested[0].count) * self.names["gain"][0]
+        return super().step(states, -x if self.flag is True else x, p)
+
+
+@contextmanager
+def tuned(change: str) -> Iterator[Tuned]:
+    """A layer that has run, with this changed since."""
+    global GAIN
+    layer = Tuned()
+    unrolled(layer, torch.ones(2, 1, 3))
+    kept = {name: vars(Tuned)[name] for name in ("scale", "shaped", "step")}
+    try:
+        if change == "object":
+            layer.options.gain = 3.0
+        elif change == "slot":
+            layer.options.nested[0].count = 2
+        elif change == "array":
+            layer.table[0] = 5.0
+        elif change == "container":
+            layer.names["gain"][0] = 7.0
+        elif change == "closure":
+            layer.offset[0] = 0.25
+        elif change == "type":
+            layer.flag = True
+        elif change == "class attribute":
+            Tuned.scale = 2.5
+        elif change == "method":
+            Tuned.shaped = lambda self, x: x - 1  # type: ignore[method-assign]
+        elif change == "step":
+            Tuned.step = Trace.step  # type: ignore[method-assign]
+        else:
+            GAIN = 4.0
+        yield layer
+    finally:
+        GAIN = 2.0
+        for name, value in kept.items():
+            setattr(Tuned, name, value)
+
+
+CHANGES = (
+    "object", "slot", "array", "container", "closure", "type", "class attribute", "method", "step",
+    "global",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_after_a_kernel_was_made_is_computed_with(change: str) -> None:
+    x = torch.randn(5, 2, 3)
+    before = unrolled(Tuned(), x, "cpp")
+    with tuned(change) as layer:
+        y = unrolled(layer, x, "cpp")
+        torch.testing.assert_close(y, stepped(layer, x), rtol=1e-6, atol=1e-6)
+        layer.zero_states()
+        torch.testing.assert_close(layer(x[0]), y[0], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(y, before)
+
+
+def test_names_of_any_alphabet_are_kept_apart() -> None:
+    class Greek(tt.Layer):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.add_state("α", "β", "x_")
+            self.add_parameter("γ", 0.9)
+            self.add_parameter("δ", 0.3)
+            self.inner = nn.Linear(1, 1, bias=False)
+            self.inner.weight = nn.Parameter(torch.tensor(0.7))
+            self.add_parameter("inner_weight", 0.2)
+
+        def step(self, states: Any, x: Tensor, p: Any) -> Any:
+            one = p.γ * states.α + x * p.inner_weight
+            two = p.δ * states.β + one + self.inner.weight * states.x_
+            return {"α": one, "β": two, "x_": x + one}, one - two
+
+    layer, found = Greek(), []
+    for backend in ("eager", "cpp"):
+        x = torch.randn(6, 2, 3, generator=torch.manual_seed(0)).requires_grad_()
+        y = unrolled(layer, x, backend)
+        gradients = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+        found.append([y, *gradients, *layer.get_states().values()])
+    torch.testing.assert_close(found[0], found[1])
+    assert "γ" not in layer.kernel_source(backend="triton").replace("# γ", "")
+
+
+# ---------------------------------------------------------------------- second derivatives
+
+
+def penalty(layer: tt.Layer, x: Tensor, meanwhile: Callable[[], None]) -> list[Tensor]:
+    """Second derivatives of a sequence, with something done in between."""
+    y = unrolled(layer, x)
+    (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    meanwhile()
+    return list(torch.autograd.grad(first.square().sum(), [x, *layer.parameters()]))
+
+
+class Bent(Trace):
+    power = 3.0
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        mem = p.beta * states.mem + torch.tanh(x) * self.factor
+        return {"mem": mem}, torch.sigmoid(mem)
+
+    factor = 1.0
+
+
+def test_second_derivatives_are_those_of_what_was_computed() -> None:
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    layer = Bent(3).double()
+    expected = penalty(copy.deepcopy(layer), x, lambda: None)
+
+    def change() -> None:
+        layer.factor = 5.0
+        layer.dim = 0
+
+    # a twin with the very same kernels, that computes something else by now
+    twin = copy.deepcopy(layer)
+    unrolled(twin, x)
+    twin.factor = 3.0
+    torch.testing.assert_close(penalty(layer, x, change), expected)
+
+
+def test_second_derivatives_need_no_layer_that_is_still_there() -> None:
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    expected = penalty(Bent(3).double(), x, lambda: None)[0]
+    y = unrolled(Bent(3).double(), x)
+    gc.collect()
+    (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(first.square().sum(), x)[0], expected)
+
+
+# ---------------------------------------------------------------------- outputs
+
+
+def _hard(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    spike = (states.mem + x > 1).to(x.dtype)
+    return {"mem": p.beta * states.mem + x, "last": spike}, spike
+
+
+def _both(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    return {"mem": p.beta * states.mem + x, "last": x.detach()}, states.last + states.mem
+
+
+@pytest.mark.parametrize("step", [_hard, _both])
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_what_has_no_gradient_asks_for_none(step: Step, backend: str) -> None:
+    layer = made(step)
+    layer.add_state("last")
+    y = unrolled(layer, torch.randn(4, 2, 3, requires_grad=True), backend)
+    assert y.requires_grad == (step is _both)
+    assert layer.mem.requires_grad
+    assert not layer.last.requires_grad
+
+
+def _last(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    return {"mem": x}, states.mem
+
+
+def _view(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = p.beta * states.mem + x
+    return {"mem": mem[:]}, mem.view(mem.shape)
+
+
+def _passing(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    return {"mem": p.beta * states.mem + x}, x
+
+
+@pytest.mark.parametrize("step", [_last, _view, _passing])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_what_others_write_into_changes_nothing_else(step: Step, backend: str) -> None:
+    layer, other, xs = made(step), made(step), torch.randn(4, 2, 3)
+    with torch.no_grad(), tt.backends.use(backend):
+        for x in xs:
+            mine, before = x.clone(), layer.mem
+            y, kept = layer(mine), None if before is None else before.clone()
+            assert torch.equal(y, other(x.clone()))
+            y.fill_(7)
+            assert torch.equal(mine, x)
+            mine.fill_(8)
+            assert torch.equal(layer.mem, other.mem)
+            assert before is None or torch.equal(before, kept)
+
+
+# ---------------------------------------------------------------------- around the call
+
+
+def test_a_forward_of_one_layer_alone_runs_at_every_timestep() -> None:
+    layer, x = AdaptiveLIF(3), torch.randn(5, 2, 3)
+    plain = layer.forward
+    layer.forward = lambda x: plain(2 * x)  # type: ignore[method-assign]
+    y = layer.unroll(x)
+    assert torch.equal(y, torch.stack([*map(AdaptiveLIF(3), 2 * x)]))
+
+
+def test_hooks_on_every_module_see_every_timestep() -> None:
+    layer, seen = Trace(3), []
+    hook = register_module_forward_hook(lambda *call: seen.append(call[2].shape))
+    try:
+        layer.unroll(torch.randn(4, 2, 3))
+    finally:
+        hook.remove()
+    assert seen == [(2, 3)] * 4
