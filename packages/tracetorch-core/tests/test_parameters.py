@@ -13,6 +13,7 @@ import tracetorch as tt
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 from tracetorch import testing
 from tracetorch.constraints import identity, negative_exp, sigmoid, softplus
 
@@ -183,6 +184,99 @@ def test_gradients_pass_the_constraint() -> None:
     layer(torch.ones(1).double()).sum().backward()
     assert layer.raw_q.grad is not None
     assert layer.raw_q.grad.item() == pytest.approx(0.8 * 0.2)
+
+
+class Doubled(nn.Module):
+    def forward(self, original: Tensor) -> Tensor:
+        return 2 * original
+
+
+class Redoubled(Doubled):
+    def right_inverse(self, raw: Tensor) -> Tensor:
+        return raw / 2
+
+
+class Holder(tt.Model):
+    def __init__(self, layer: tt.Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
+def parametrized(layer: tt.Layer, name: str, computed: nn.Module) -> nn.Parameter:
+    parametrize.register_parametrization(layer, name, computed)
+    return layer.get_parameter(f"parametrizations.{name}.original")
+
+
+def pruned(layer: tt.Layer, name: str) -> nn.Parameter:
+    prune.l1_unstructured(layer, name, amount=0.5)
+    return layer.get_parameter(f"{name}_orig")
+
+
+RUNS = {
+    "stepped": lambda layer, x: torch.stack([layer(timestep) for timestep in x]),
+    "unrolled": lambda layer, x: layer.unroll(x),
+    "in a model": lambda layer, x: Holder(layer).unroll(x),
+}
+
+
+@pytest.mark.parametrize("how", ["parametrized", "with an inverse", "pruned"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(testing.Trace, "raw_beta"), (testing.AdaptiveLIF, "raw_beta"), (testing.StateSpace, "c")],
+)
+def test_a_raw_value_computed_from_another_parameter(
+    kind: Any, name: str, run: Any, how: str
+) -> None:
+    layer, plain, x = kind(4).double(), kind(4).double(), torch.randn(6, 3, 4).double()
+    original = {
+        "parametrized": lambda: parametrized(layer, name, Doubled()),
+        "with an inverse": lambda: parametrized(layer, name, Redoubled()),
+        "pruned": lambda: pruned(layer, name),
+    }[how]()
+    slope = layer.get_buffer(f"{name}_mask") if how == "pruned" else 2.0
+    with torch.no_grad():
+        getattr(plain, name).copy_(slope * original)
+    short = name.removeprefix("raw_")
+    torch.testing.assert_close(getattr(layer, short), getattr(plain, short))
+    y, expected = run(layer, x.float()), run(plain, x.float())
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(original.grad, slope * getattr(plain, name).grad)
+    for state, wanted in plain.get_states().items():
+        torch.testing.assert_close(layer.get_states()[state], wanted)
+
+
+def test_assignment_goes_through_the_inverse_of_a_parametrization() -> None:
+    layer = One(3, 0.8, constraint=sigmoid)
+    original = parametrized(layer, "raw_q", Redoubled())
+    for value in (0.25, torch.tensor([0.1, 0.2, 0.3])):
+        layer.q = value
+        torch.testing.assert_close(layer.q.detach(), torch.as_tensor(value).expand(3))
+    assert layer.get_parameter("parametrizations.raw_q.original") is original
+    parametrize.remove_parametrizations(layer, "raw_q")
+    torch.testing.assert_close(layer.q.detach(), torch.tensor([0.1, 0.2, 0.3]))
+
+
+def test_assignment_to_what_has_no_inverse_is_refused() -> None:
+    layers = [One(3, 0.8, constraint=sigmoid) for _ in range(2)]
+    parametrized(layers[0], "raw_q", Doubled()), pruned(layers[1], "raw_q")
+    says = [r"by a parametrization; .*right_inverse", r"anew at every call; .*prune\.remove"]
+    for layer, why in zip(layers, says, strict=True):
+        before = layer.q.detach().clone()
+        with pytest.raises(RuntimeError, match=rf"One\(3.*cannot assign 0\.3 to q: raw_q .*{why}"):
+            layer.q = 0.3
+        with pytest.raises(ValueError, match=r"q must be in \(0, 1\)"):
+            layer.q = 1.3
+        layer(torch.ones(3))
+        assert torch.equal(layer.q, before)
+    prune.remove(layers[1], "raw_q")
+    layers[1].q = 0.3
+    torch.testing.assert_close(layers[1].q.detach(), torch.full((3,), 0.3))
 
 
 NEURON = r"one value per neuron \(shape \[3\]\)"

@@ -15,6 +15,7 @@ import torch
 import tracetorch as tt
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.utils import parametrizations, prune
 from tracetorch import rnn
 
 Make = Callable[..., rnn.Layer]
@@ -249,6 +250,29 @@ def test_made_on_meta_and_filled_later(name: str, small: Make, assign: bool) -> 
         layer.to_empty(device="cpu")
     layer.load_state_dict(filled.state_dict(), assign=assign)
     assert torch.equal(layer.unroll(x), filled.unroll(x))
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "pruned"])
+def test_weights_computed_from_others_are_those_weights(
+    name: str, small: Make, stepped: Stepped, how: str
+) -> None:
+    layer, plain, x = small(name).double(), small(name).double(), inputs()
+    plain.load_state_dict(layer.state_dict())
+    weight = "A_log" if name == "SelectiveSSM" else "weight_hh"
+    if how == "pruned":
+        prune.l1_unstructured(layer, weight, amount=0.5)
+    else:
+        parametrizations.weight_norm(layer, weight)
+    with torch.no_grad():
+        plain.get_parameter(weight).copy_(getattr(layer, weight))
+    expected = plain.unroll(x)
+    for run in (stepped, lambda layer, x: layer.unroll(x)):
+        layer.zero_states()
+        layer.zero_grad()
+        y = run(layer, x)
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+        y.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
 def test_an_empty_batch_passes(layer: rnn.Layer) -> None:
