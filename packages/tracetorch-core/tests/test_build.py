@@ -26,7 +26,7 @@ with torch.no_grad():
     y = layer.unroll(torch.ones(4, 2, 3))
 expected = [1.0, 1.8, 2.44, 2.952]
 assert torch.allclose(y[:, 0, 0], torch.tensor(expected)), y
-print("BACKEND", any(layer._programs.values()))
+print("BACKEND", any(layer._known.programs.values()))
 print("STATUS", tt.backends.status()["cpp"])
 """
 

@@ -236,7 +236,7 @@ def test_what_is_not_learned_gets_no_gradient_and_costs_none(kind: str) -> None:
     frozen = {
         f"grad {spec.name}" for spec in layer._specs.values() if spec.raw_name in layer._buffers
     }
-    plans = [by.plan for by in layer._programs.values() if by is not None]
+    plans = [by.plan for by in layer._known.programs.values() if by is not None]
     assert frozen
     assert plans
     assert all(frozen.isdisjoint(plan.wanted) for plan in plans)
@@ -366,7 +366,7 @@ def test_without_gradients_nothing_is_kept_for_them() -> None:
     with torch.no_grad():
         y = layer.unroll(x)
     assert not y.requires_grad
-    (by,) = layer._programs.values()
+    (by,) = layer._known.programs.values()
     assert by is not None
     assert by.plan.wanted == ()
     assert len(by.plan.outputs(x, [*layer.get_states().values()], False)) == 3

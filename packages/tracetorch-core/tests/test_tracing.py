@@ -312,6 +312,73 @@ def test_what_is_changed_after_a_kernel_was_made_is_computed_with(change: str) -
     assert not torch.allclose(y, before)
 
 
+class Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.by
+
+
+class Still(Trace):
+    """Holds nothing that can change within, so that a glance shows whether it has."""
+
+    base = 1.0
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.shift, self.base, self.gain = 1, 3.0, Gain()
+
+    def bent(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        x = self.bent(self.gain(x)) * getattr(self, "extra", 1) + self.base * GAIN
+        return super().step(states, -x if self.shift is True else x, p)
+
+
+def _other_gain(layer: Still) -> None:
+    layer.gain = Gain()
+    layer.gain.by = 9.0
+
+
+STILL: dict[str, Callable[[Still], None]] = {
+    "attribute": lambda layer: setattr(layer, "base", 4.0),
+    "type": lambda layer: setattr(layer, "shift", True),
+    "deleted": lambda layer: delattr(layer, "base"),
+    "added": lambda layer: setattr(layer, "extra", 5),
+    "added to the class": lambda layer: setattr(Still, "extra", 5),
+    "module": _other_gain,
+    "in a module": lambda layer: setattr(layer.gain, "by", 5.0),
+    "method": lambda layer: setattr(Still, "bent", lambda self, x: 2 * x),
+    "method of a module": lambda layer: setattr(Gain, "forward", lambda self, x: 3 * x),
+    "method of a layer": lambda layer: setattr(layer, "bent", lambda x: 2 * x),
+    "step": lambda layer: setattr(Still, "step", Trace.step),
+    "global": lambda layer: globals().update(GAIN=4.0),
+}
+
+
+@pytest.mark.parametrize("change", STILL)
+def test_a_glance_shows_whether_a_kernel_is_still_right(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((Still, "bent"), (Still, "step"), (Gain, "forward")):
+        monkeypatch.setattr(owner, name, vars(owner)[name])
+    monkeypatch.setattr(Still, "extra", None, raising=False)
+    monkeypatch.setitem(globals(), "GAIN", 2.0)
+    monkeypatch.delattr(Still, "extra")
+    layer, x = Still(), torch.randn(5, 2, 3)
+    before = unrolled(layer, x, "cpp")
+    looked = layer._known.look
+    assert torch.equal(unrolled(layer, x, "cpp"), before)
+    assert layer._known.look is looked
+    STILL[change](layer)
+    y = unrolled(layer, x, "cpp")
+    torch.testing.assert_close(y, stepped(layer, x), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(y, before)
+
+
 def test_names_of_any_alphabet_are_kept_apart() -> None:
     class Greek(tt.Layer):
         def __init__(self) -> None:

@@ -19,8 +19,7 @@ from tracetorch import checkpointing, constraints, randomness
 from tracetorch.constraints import Constraint
 from tracetorch.engine import sequence
 from tracetorch.engine.admission import parts
-from tracetorch.engine.operators import Served
-from tracetorch.engine.trace import Traced
+from tracetorch.engine.known import Known
 from tracetorch.errors import StateError
 from tracetorch.folding import USED, Fold, Unfoldable, time_is, under_way
 from tracetorch.keeping import TORCHS
@@ -84,8 +83,8 @@ class Layer(nn.Module):
 
     # attributes which say nothing about what the layer computes, or are looked after by themselves
     _private = TORCHS | frozenset((
-        "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_number",
-        "_programs", "_traces", "_operations", "_state_fields", "_parameter_fields",
+        "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_known",
+        "_state_fields", "_parameter_fields",
     ))  # fmt: skip
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
@@ -99,10 +98,7 @@ class Layer(nn.Module):
         self._baked: dict[str, Tensor] | None = None
         self._fold: Fold | None = None
         self._construction = (next(_serial), 0)
-        self._number = number(self)
-        self._programs: dict[object, Served | None] = {}
-        self._traces: dict[object, Traced | str] = {}
-        self._operations: int | None = None
+        self._known = Known(number(self))
         self._name_fields()
 
     # ------------------------------------------------------------------ declaring a layer
@@ -707,14 +703,7 @@ class Layer(nn.Module):
             name: None if tensor is None else tensor.detach()
             for name, tensor in self._states.items()
         }
-        for transient in (
-            "_state_fields",
-            "_parameter_fields",
-            "_number",
-            "_programs",
-            "_traces",
-            "_operations",
-        ):
+        for transient in ("_state_fields", "_parameter_fields", "_known"):
             del state[transient]
         return state
 
@@ -722,8 +711,7 @@ class Layer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # the original's place comes first, so that layers in a set keep their names in a copy
         self._construction = (state["_construction"][0], next(_serial))
-        self._number, self._operations = number(self), None
-        self._programs, self._traces = {}, {}
+        self._known = Known(number(self))
         self._name_fields()
 
     def _name_fields(self) -> None:

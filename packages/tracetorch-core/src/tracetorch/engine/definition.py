@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tracetorch.engine.known import Known
 from tracetorch.engine.trace import replaced, weights_of
 from tracetorch.randomness import after
 
@@ -28,7 +29,7 @@ class Definition:
     def __init__(self, layer: Layer) -> None:
         self._layer = _shadow(layer, {})
         self._layer._states = dict.fromkeys(layer._states)
-        self._layer._programs, self._layer._traces = {}, {}
+        self._layer._known = Known()
 
     def run(
         self,

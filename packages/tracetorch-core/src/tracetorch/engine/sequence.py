@@ -16,19 +16,19 @@ from tracetorch import backends
 from tracetorch.engine import build, operators, segments
 from tracetorch.engine.admission import (
     bypassed,
-    fingerprint,
     overridden,
     peculiar,
     recorded,
     transformed,
 )
 from tracetorch.engine.cpp import REAL, STORED, abridged
+from tracetorch.engine.fingerprint import fingerprint
 from tracetorch.engine.graph import Refused
 from tracetorch.engine.launch import serving
 from tracetorch.engine.operators import Served
 from tracetorch.engine.program import RENDERERS, Program, register
 from tracetorch.engine.trace import Traced, trace, weights_of
-from tracetorch.numbering import numbered
+from tracetorch.numbering import number, numbered
 from tracetorch.randomness import RANDOM, after
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def unroll(layer: Layer, x: Tensor) -> Tensor | None:
     flags = _flags(x, states, parameters)
     types = (x.ndim - 1, _real(states, parameters, x), x.dtype, x.device.type)
     if recorded((x, *states, *parameters)):
-        name = program_name(layer._number, *types, *flags)
+        name = program_name(number_of(layer), *types, *flags)
         if name is None:
             return None
         random = layer._random(x)
@@ -142,12 +142,14 @@ def _operations(layer: Layer, timestep: Tensor) -> int:
     Asked before anything is computed: what comes after must be the same for every timestep, or it
     could not be recomputed.
     """
-    if layer._operations is None:
-        layer._operations = 1 << 30
+    if layer._known.operations is None:
+        layer._known.operations = 1 << 30
         with contextlib.suppress(Exception):  # those of the step are its own to raise
             real = layer._state_dtype(timestep)
-            layer._operations = _traced(layer, real, timestep.ndim, fingerprint(layer)).operations
-    return layer._operations
+            layer._known.operations = _traced(
+                layer, real, timestep.ndim, fingerprint(layer)
+            ).operations
+    return layer._known.operations
 
 
 def _arguments(layer: Layer, timestep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -192,15 +194,22 @@ def _flags(x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]) ->
     return (own[0], *[through] * len(states), *own[1:])
 
 
+def number_of(layer: Layer) -> str:
+    """By which constants refer to it."""
+    if not layer._known.number:  # a copy that torch made
+        layer._known.number = number(layer)
+    return layer._known.number
+
+
 def program_name(
-    number: str, ndim: int, real: torch.dtype, stored: torch.dtype, device: str, *flags: bool
+    layer: str, ndim: int, real: torch.dtype, stored: torch.dtype, device: str, *flags: bool
 ) -> str | None:
     """The registered, compiled program of a layer for these types; None where it must step.
 
-    Asked and answered in constants: ``torch.compile`` takes the answer as one. ``flags``: for
-    input, states and parameters, whether a gradient is wanted.
+    Asked and answered in constants: ``torch.compile`` takes the answer as one. ``layer``: its
+    number. ``flags``: for input, states and parameters, whether a gradient is wanted.
     """
-    by = _served(numbered(number), ndim, real, stored, device, flags)
+    by = _served(numbered(layer), ndim, real, stored, device, flags)
     return None if by is None else by.plan.program.name
 
 
@@ -221,7 +230,7 @@ def _served(
     Raises:
         BackendError: a backend was asked for by name, and cannot take the sequence.
     """
-    own, known = fingerprint(layer), layer._programs
+    own, known = fingerprint(layer), layer._known.programs
     key = (ndim, real, stored, device, flags, single, backends.chosen(), own)
     if key not in known:
         if len(known) >= _MOST_PROGRAMS:
@@ -264,7 +273,7 @@ def _program(
 
 def _traced(layer: Layer, real: torch.dtype, ndim: int, own: object) -> Traced:
     """The graphs of a layer whose fingerprint is ``own``, traced once."""
-    key, known = (real, ndim, own), layer._traces
+    key, known = (real, ndim, own), layer._known.traces
     if key not in known:
         if len(known) >= _MOST_PROGRAMS:
             known.pop(next(iter(known)))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tracetorch import Layer, constraints
 from tracetorch.engine import scan
 from tracetorch.engine.admission import bypassed
+from tracetorch.engine.sequence import number_of
 from tracetorch.parameters import checked_integer
 from tracetorch.states import moved
 
@@ -156,7 +157,7 @@ class SelectiveSSM(Layer):
         if bypassed():
             return None
         training = torch.is_grad_enabled()
-        return scan.served(self._number, SELECTIVE_SCAN.name, dtype, device, training)
+        return scan.served(number_of(self), SELECTIVE_SCAN.name, dtype, device, training)
 
     def kernel_source(
         self,
