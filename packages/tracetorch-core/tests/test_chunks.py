@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import weakref
 from collections.abc import Callable
@@ -111,7 +110,7 @@ class Watched(tt.Model):
         super().__init__()
         calls: list[Any] = []
         self.leak, self.call, self.say = Trace(4), calls.append, alive.append
-        self.calls = functools.partial(iter, calls)
+        self.calls = lambda: iter(calls)
 
     def forward(self, x: Tensor) -> Tensor:
         self.say(sum(ref() is not None for ref in self.calls()))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import logging
 import random
+import threading
 import types
-from collections import deque
+import weakref
+from collections import UserList, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -250,6 +255,109 @@ class DrawingArrays(Net):
         return super().forward(x * self.generator.random())
 
 
+class Annealing(Net):
+    """Changes an attribute of a layer, between its timesteps."""
+
+    def forward(self, x: Tensor) -> Any:
+        self.last.gain = 0.5 * getattr(self.last, "gain", 1.0)
+        return super().forward(x * self.last.gain)
+
+
+class Homeostatic(Net):
+    """Writes into a parameter of a layer."""
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            self.lif.raw_beta.add_(0.3)
+        return super().forward(x)
+
+
+class Hebbian(Net):
+    """Learns weights by a rule of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Any:
+        self.weight.data.mul_(0.5).add_(x.detach().mean(0))
+        return super().forward(x * self.weight)
+
+
+class Shared(Net):
+    """Counts for all of its kind."""
+
+    count = 0
+
+    def forward(self, x: Tensor) -> Any:
+        type(self).count += 1
+        return super().forward(x * (self.count % 7))
+
+
+class Wrapped(Net):
+    """Counts behind a bound method and a partial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tick = functools.partial(UserList([0]).append, 1)
+        self.count = self.tick.func.__self__.__len__  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Any:
+        self.tick()
+        return super().forward(x * self.count())
+
+
+class Normalizing(nn.BatchNorm1d):
+    """Keeps one thing more than torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen.add_(1)
+        return x * self.seen
+
+
+class Extended(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Normalizing()
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(self.norm(x))
+
+
+class Seeded(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x * torch.rand(x.shape, generator=self.generator))
+
+
+class InPlace(Net):
+    def forward(self, x: Tensor) -> Any:
+        x.mul_(0.5)
+        return super().forward(x)
+
+
+class SwallowingLooks(Net):
+    def forward(self, x: Tensor) -> Any:
+        try:
+            return super().forward(x / float(x.abs().max()))
+        except Exception:
+            return super().forward(x)
+
+
+class Unfolding(Net):
+    """Calls a copy of a layer."""
+
+    def forward(self, x: Tensor) -> Any:
+        return copy.deepcopy(self.last)(super().forward(x))
+
+
 def _hiding() -> type[Net]:
     hidden = Trace(3)
 
@@ -286,6 +394,16 @@ UNFOLDABLE = {
     Unregistered: "changes Tally.count: state",
     Drawing: "changes the random numbers of Python: state",
     DrawingArrays: "changes DrawingArrays.generator: state",
+    Annealing: "changes Trace.gain",
+    Homeostatic: "changes AdaptiveLIF.raw_beta",
+    Hebbian: "changes Hebbian.weight: state",
+    Shared: "changes Shared.count: state",
+    Wrapped: "changes UserList.data: state",
+    Extended: "changes Normalizing.seen: state",
+    Seeded: "changes Seeded.generator: state",
+    InPlace: "writes into its input",
+    SwallowingLooks: "looks at values (Tensor.__float__)",
+    Unfolding: "calls a Trace that the model does not hold",
     Pooling: "does not have the 2·2 timesteps and samples at dimension 0",
     Making: "looks at values",
 }
@@ -321,10 +439,14 @@ def test_what_cannot_be_folded_is_noticed_and_stepped(
     model, reference, x = make(kind), make(kind), sequence()
     with caplog.at_level(logging.INFO, "tracetorch"):
         for seed in range(2):
+            Shared.count = 6 * seed
             random.seed(seed)
-            expected = tree_map(lambda *ys: torch.stack(ys), *[reference(step) for step in x])
+            mine = x.clone()
+            expected = tree_map(lambda *ys: torch.stack(ys), *[reference(step) for step in mine])
+            Shared.count = 6 * seed
             random.seed(seed)
             torch.testing.assert_close(model.unroll(x), expected, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(x, mine, rtol=0, atol=0)
     for name, state in reference.get_states().items():
         torch.testing.assert_close(model.get_states()[name], state, rtol=1e-6, atol=1e-6)
     said = [
@@ -369,6 +491,118 @@ def test_what_forward_begins_to_write_into_later_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"wrote into Late\.mean for the first time"):
         model.unroll(x)
     assert all(model.get_states()[name] is state for name, state in before.items())
+
+
+def test_what_is_made_once_and_for_all_is_folded_from_then_on() -> None:
+    class Lazy(Net):
+        where: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Any:
+            if self.where is None:
+                self.where = torch.linspace(0, 1, x.shape[-1])
+            return super().forward(x + self.where + self.scale)
+
+        @functools.cached_property
+        def scale(self) -> float:
+            return 0.5
+
+    calls: list[torch.Size] = []
+    model, reference, x = make(Lazy, calls), make(Lazy), sequence()
+    for _ in range(3):
+        calls.clear()
+        expected = torch.stack([reference(step) for step in x])
+        torch.testing.assert_close(model.unroll(x), expected)
+    assert calls == [(12, 3)]
+
+
+ODD: dict[str, Callable[[], Any]] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "meta": lambda: torch.empty(3, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "complex, no number": lambda: torch.full((2,), complex("nan+1j")),
+    "inference": lambda: _inference(),
+    "lock": threading.Lock,
+    "logger": lambda: logging.getLogger("tracetorch.tests"),
+    "dead": lambda: weakref.proxy(_Dead()),
+    "weak": lambda: _Weak(_Dead()),
+    "stubborn": lambda: _Stubborn(),
+    "frozen": lambda: _Frozen([1]),
+    "a user's own private": lambda: _Private(),
+    "script": lambda: torch.jit.script(nn.Linear(3, 3)),
+    "cycle": lambda: _cycle(),
+}
+
+
+def _inference() -> Tensor:
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
+class _Dead: ...
+
+
+class _Weak(weakref.ref):  # type: ignore[type-arg]
+    """With slots that nobody may write to."""
+
+
+class _Stubborn:
+    __slots__ = ("unset",)
+
+    def __getattr__(self, name: str) -> Any:
+        raise ArithmeticError(name)
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("eq")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Frozen:
+    held: list[int]
+
+
+class _Private(nn.Module):
+    _private = ("hidden",)
+
+
+def _cycle() -> list[Any]:
+    cycle: list[Any] = []
+    cycle.append({"self": cycle})
+    return cycle
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ODD)
+def test_what_a_model_holds_besides_hinders_nothing(name: str) -> None:
+    model, layer, x = make(Net), Trace(3), sequence()
+    odd = ODD[name]()
+    for owner in (model, layer):
+        object.__setattr__(owner, "odd", odd)
+    model.last = layer
+    y = model.unroll(x)
+    assert not model._stepped
+    assert not model._changing
+    model.zero_states()
+    torch.testing.assert_close(torch.stack([model(step) for step in x]), y)
+    assert model.odd is layer.odd is odd
+
+
+def test_outputs_share_no_memory_with_the_input_or_each_other() -> None:
+    class Passing(Net):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return {"x": x, "y": y, "part": y[:, :1]}
+
+    model, x = make(Passing), sequence()
+    mine, found = x.clone(), model.unroll(x)
+    assert not model._stepped
+    kept = {name: y.clone() for name, y in found.items()}
+    for name in found:
+        found[name].fill_(7)
+        kept[name].fill_(7)
+        assert torch.equal(x, mine)
+        assert all(torch.equal(found[other], kept[other]) for other in found)
 
 
 def test_states_detached_in_forward_cut_the_graph_between_timesteps() -> None:

@@ -123,7 +123,7 @@ IMPURE = {
     "gradient wanted": (leaky(lambda self, x, p: 1 + x.requires_grad), OTHERWISE),
     "in the derivative": (_through(Mean), OTHERWISE),
     "look in the derivative": (_through(Clipped), "looks at values (Tensor.numpy)"),
-    "output of parameters": (_only_parameters, "y is [3] for an input of [3, 3]"),
+    "output of parameters": (_only_parameters, "y is [3] for an input of [1, 3]"),
     "transposed": (_transposed, "shows a tensor in another way"),
     "bits": (_bits, "shows a tensor in another way"),
 }

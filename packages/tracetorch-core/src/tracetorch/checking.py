@@ -60,9 +60,10 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
         the output of layer 'leak', Trace(2, beta=0.8, dim=-1) differs between unrolled and stepped
     """
     _check_arguments(model, x)
-    _observed(model, lambda: model.unroll(x[:2]))  # decides whether to fold
-    stepped, one = _observed(model, lambda: model._loop(x))
-    unrolled, other = _observed(model, lambda: model.unroll(x))
+    for _ in range(2):  # to be decided whether to fold, for good
+        _observed(model, lambda: model.unroll(x[:2].clone()))
+    stepped, one = _observed(model, lambda: model._loop(x.clone()))
+    unrolled, other = _observed(model, lambda: model.unroll(x.clone()))
     layers = dict(model.named_layers())
     compare = functools.partial(_compare, rtol=rtol, atol=atol)
     for name, outputs in stepped.items():

@@ -57,14 +57,14 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
         @contextmanager
         def record() -> Iterator[None]:
             recorded.update({layer: _standing(layer) for _, layer in named_layers(module)})
-            attributes[:] = [Kept(module.modules())]
+            attributes[:] = [Kept(module.modules(), copies="no parameters", draws=True)]
             yield
 
         @contextmanager
         def restore() -> Iterator[None]:
             standing = {layer: _standing(layer) for _, layer in named_layers(module)}
             # also of what is written in place: a batch norm counts a batch once
-            now = Kept(module.modules(), thorough=True)
+            now = Kept(module.modules(), copies="no parameters", draws=True)
             for kept in attributes:
                 kept.rewind()
             for layer in standing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tracetorch.engine.admission import hooked
 from tracetorch.keeping import Kept
 from tracetorch.looking import Blind, Looked
+from tracetorch.states import alike
 
 
 class Unfoldable(BaseException):
@@ -30,10 +31,14 @@ class Unfoldable(BaseException):
 
 
 class Fold(NamedTuple):
-    """How many timesteps of how many samples are folded together."""
+    """How many timesteps of how many samples are folded together.
+
+    ``kept``: what a layer that unfolds them is to have been left as, but by itself.
+    """
 
     steps: int
     batch: int
+    kept: Kept
 
     def apart(self, x: Any) -> Tensor:
         """``[T·B, …]`` → ``[T, B, …]``."""
@@ -47,7 +52,7 @@ class Fold(NamedTuple):
 
 
 # what a layer's mark becomes once it has been called
-USED = Fold(0, 0)
+USED = Fold(0, 0, Kept(()))
 
 _thread = threading.local()
 
@@ -73,7 +78,7 @@ def time_is(folded: bool) -> Iterator[None]:
 def folded(
     forward: Callable[[Tensor], Any],
     kept: Kept,
-    layers: Sequence[Any],
+    layers: Mapping[Any, Kept],
     x: Tensor,
 ) -> Any:
     """``forward`` over ``x`` ``[T, B, …]`` at once, outputs ``[T, B, …]``.
@@ -81,39 +86,57 @@ def folded(
     Args:
         forward: the model's, of one timestep.
         kept: what must stay as it is.
-        layers: those that unfold time; their states are the caller's to restore.
+        layers: those that unfold time, each with what of it only itself may change; their states
+            are the caller's to restore.
         x: a sequence, time first, batch second.
 
     Raises:
         Unfoldable: see the module; what was kept is as it was before.
         RuntimeError: ``forward`` wrote into tensors of which there are no copies.
     """
-    if x.ndim < 3:
+    if x.ndim < (3 if x.is_floating_point() else 2):
         raise Unfoldable("a timestep has no batch dimension to fold time into")
-    fold = Fold(*x.shape[:2])
-    for layer in layers:
-        layer._fold = fold
+    fold = Fold(*x.shape[:2], kept)
+    for layer, own in layers.items():
+        layer._fold = Fold(*x.shape[:2], own)
     try:
         with time_is(folded=True):
             outputs = forward(x.flatten(0, 1))
         if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs)):
             raise Unfoldable("forward returns something else than tensors")
-        apart = tree_map(fold.apart, outputs)
+        apart = _owned(tree_map(fold.apart, outputs), x)
     except BaseException:
         kept.restore()
         raise
     finally:
         for layer in layers:
             layer._fold = None
-    if changed := kept.changed():
-        kept.restore()
-        if lost := kept.changed():
+    watched = [kept, *layers.values()]
+    if changed := _changed(watched):
+        for one in watched:
+            one.restore()
+        if lost := _changed(watched):
             raise RuntimeError(
                 f"forward wrote into {', '.join(lost)} for the first time, over a whole sequence "
                 f"at once; hold it in a state of a tt.Layer, or call the model step by step"
             )
         raise Unfoldable(f"forward changes {', '.join(changed)}: state outside tt layers")
     return apart
+
+
+def _changed(watched: Sequence[Kept]) -> list[str]:
+    return [name for kept in watched for name in kept.changed()]
+
+
+def _owned(outputs: Any, x: Tensor) -> Any:
+    """Outputs as those of a loop, which share no memory with the input or with one another."""
+    taken = [x]
+
+    def own(output: Tensor) -> Tensor:
+        taken.append(output.clone() if any(alike(output, t) for t in taken) else output)
+        return taken[-1]
+
+    return outputs if torch.compiler.is_compiling() else tree_map(own, outputs)
 
 
 def hooked_modules(modules: Sequence[nn.Module]) -> str | None:

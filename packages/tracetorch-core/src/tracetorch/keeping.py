@@ -1,123 +1,158 @@
 """What can be reached from modules, as it is: to notice what code changes, and to undo it.
 
-Attributes, containers, plain objects, tensors and arrays, generators of random numbers of Python
-and NumPy; not what is in iterators, closures and globals.
+Attributes, containers, plain objects, classes, tensors and arrays, generators of random numbers;
+not what is in iterators, closures and globals.
 """
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import operator
-import pickle
 import random
-import sys
-import types
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from tracetorch.holding import foreign, is_leaf, items, slots_of, written
+
 # attributes of every module that torch looks after
 TORCHS = frozenset(vars(nn.Module())) - {"training"}
-_LEAVES = (
-    str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType,
-    types.FunctionType, types.BuiltinFunctionType, types.MethodType, enum.Enum,
-    torch.dtype, torch.device, torch.Size,
-)  # fmt: skip
 
 # containers of more are compared, but what is in them is not looked at
 _MANY = 1000
-# arrays of more are taken for data, which nobody writes to
-_LARGE = 1 << 16
+# arrays, and tensors, of more are taken for data, which nobody writes to, and not copied
+_LARGE_ARRAY, _LARGE_TENSOR = 1 << 16, 1 << 24
 
 
 class Kept:
     """Everything that can be reached from some modules, as it is now.
 
+    What cannot be looked at, compared or put back is left alone.
+
     Args:
         modules: where to begin; of these, submodules are to be listed too.
         besides: modules that are not looked at.
-        thorough: keep copies of tensors, so that :meth:`restore` undoes what is written into them
-            and :meth:`changed` sees what torch does not count as a write; watch the random numbers
-            of Python and NumPy.
+        copies: of which tensors to keep copies, so that :meth:`restore` undoes what is written
+            into them and :meth:`changed` sees what torch does not count as a write: all, all but
+            parameters, or none.
+        draws: watch the random numbers of Python and NumPy.
     """
 
     def __init__(
         self,
         modules: Iterable[nn.Module],
         besides: Iterable[nn.Module] = (),
-        thorough: bool = False,
+        copies: Literal["none", "no parameters", "all"] = "none",
+        draws: bool = False,
     ) -> None:
+        self._roots, self._besides = list(modules), list(besides)
+        self._copies, self._draws = copies, draws
+        self.modules: list[nn.Module] = []
         self._records: list[_Record] = []
-        self._thorough = thorough
         self._statistics: set[int] = set()
-        modules = list(modules)
-        for module in modules:
+        self.look()
+
+    def look(self) -> None:
+        """Take everything as it is now."""
+        self.modules, self._records, self._statistics = [], [], set()
+        for module in self._roots:
             self._records += self._of_module(module)
         if not torch.compiler.is_compiling():
-            self._look_into({id(module) for module in (*modules, *besides)})
+            with torch._C.DisableTorchFunction():
+                self._look_into({id(module) for module in (*self._roots, *self._besides)})
 
     def changed(self) -> list[str]:
         """Names of what is something else now, or holds something else.
 
         Not the statistics that torch's own normalizations write: those of a batch are theirs.
         """
-        return sorted({name for record in self._records for name in record.changed()})
+        if torch.compiler.is_compiling():
+            return [name for record in self._records for name in record.changed()]
+        found: set[str] = set()
+        with torch._C.DisableTorchFunction():
+            for record in self._records:
+                with contextlib.suppress(Exception):
+                    found.update(record.changed())
+        return sorted(found)
 
     def restore(self) -> None:
         """Put everything back."""
-        for record in self._records:
-            record.restore()
+        if torch.compiler.is_compiling():
+            for record in self._records:
+                record.restore()
+            return
+        with torch._C.DisableTorchFunction():
+            for record in self._records:
+                with contextlib.suppress(Exception):
+                    record.restore()
 
     def rewind(self) -> None:
         """Put back what is still there, for code to run again; modules it made are there then."""
-        for record in self._records:
-            record.rewind()
+        with torch._C.DisableTorchFunction():
+            for record in self._records:
+                with contextlib.suppress(Exception):
+                    record.rewind()
 
     def _look_into(self, seen: set[int]) -> None:
-        if self._thorough:
+        if self._draws:
             self._records.append(_Generator("the random numbers of Python", _PYTHON))
             self._records.append(_Generator("the random numbers of NumPy", _NUMPY))
         for record in self._records:  # which grows
             for key, value in record.inside():
                 if id(value) not in seen and not is_leaf(value):
                     seen.add(id(value))
-                    self._records += self._of(record.named(key), value)
+                    with contextlib.suppress(Exception):
+                        self._records += self._of(record.named(key), value)
+            for kind in written(type(record.value)) if record.is_object else ():
+                if id(kind) not in seen:
+                    seen.add(id(kind))
+                    self._records.append(_Class(kind))
 
     def _of(self, name: str, value: Any) -> list[_Record]:
-        if isinstance(value, nn.Parameter):
-            return []  # only an optimizer writes to it
         if isinstance(value, Tensor):
-            return [_Tensor(name, value, self._thorough, id(value) not in self._statistics)]
+            copied = self._copies == "all" or (
+                self._copies == "no parameters" and not isinstance(value, nn.Parameter)
+            )
+            copied &= value.numel() <= _LARGE_TENSOR
+            return [_Tensor(name, value, copied, id(value) not in self._statistics)]
         if isinstance(value, nn.Module):
             return self._of_module(value)
-        if isinstance(value, (dict, list, set, deque)):
+        if isinstance(value, (dict, list, set, deque, bytearray)):
             return [_Items(name, value)]
-        if isinstance(value, tuple):
-            return [_Tuple(name, value)]
+        if (held := items(value)) is not None:
+            return [_Fixed(name, value, held)]
         if isinstance(value, np.ndarray):
-            return [_Array(name, value)] if value.size <= _LARGE else []
+            return [_Array(name, value)] if value.size <= _LARGE_ARRAY else []
         if isinstance(value, _GENERATORS):
             return [_Generator(name, value)]
         if foreign(type(value)):
             return []
-        kind, slots = type(value).__name__, slots_of(value)
+        kind, slots = type(value).__name__, slots_of(type(value))
         found: list[_Record] = [_Slots(kind, value, slots)] if slots else []
-        return [*found, _Attributes(kind, vars(value))] if hasattr(value, "__dict__") else found
+        return [*found, _Object(kind, value)] if hasattr(value, "__dict__") else found
 
     def _of_module(self, module: nn.Module) -> list[_Record]:
+        if isinstance(module, torch.jit.ScriptModule):
+            return []
+        self.modules.append(module)
+        name, held = type(module).__name__, module._buffers
         if isinstance(module, _NormBase):
-            self._statistics.update([id(buffer) for buffer in module._buffers.values()])
-        name = type(module).__name__
-        return [
-            _Attributes(name, vars(module), private_of(module)),
-            _Attributes(name, module._buffers),
+            own = ("running_mean", "running_var", "num_batches_tracked")
+            self._statistics.update([id(held[buffer]) for buffer in own if buffer in held])
+        found: list[_Record] = [
+            _Object(name, module, private_of(module)),
+            _Attributes(name, module._parameters),
+            _Attributes(name, held),
             _Attributes(name, module._modules),
         ]
+        if not torch.compiler.is_compiling() and (slots := slots_of(type(module))):
+            found.append(_Slots(name, module, slots))
+        return found
 
 
 class _Record:
@@ -125,13 +160,14 @@ class _Record:
 
     name: str
     value: Any
+    is_object = False
 
     def changed(self) -> Iterable[str]:
         """Names of what has."""
         return ()
 
     def restore(self) -> None:
-        """Put it back."""
+        """Put it back; what has not changed is not written to."""
 
     def rewind(self) -> None:
         """See :meth:`Kept.rewind`."""
@@ -147,29 +183,30 @@ class _Record:
 
 
 class _Attributes(_Record):
-    """By name, what an object or module has."""
+    """What there is by name."""
 
     def __init__(
         self, name: str, value: dict[str, Any], private: frozenset[str] = frozenset()
     ) -> None:
-        self.name, self.value, self._private = name, value, private
+        self.name, self.value, self._held, self._private = name, value, value, private
         self._before = dict(value)
 
     def changed(self) -> Iterable[str]:
-        before, now = self._before, self.value
+        before, now = self._before, self._held
         if not _differ(before, now):
             return ()
         names = {**now, **before}.keys() - self._private
         return [self.named(n) for n in names if now.get(n, _GONE) is not before.get(n, _GONE)]
 
     def restore(self) -> None:
-        for name in self.value.keys() - self._before.keys() - self._private:
-            del self.value[name]
-        self.value.update(self.inside())
+        if self.changed():
+            for name in self._held.keys() - self._before.keys() - self._private:
+                del self._held[name]
+            self._held.update(self.inside())
 
     def rewind(self) -> None:
-        still = {n for n, value in self.value.items() if not isinstance(value, nn.Module)}
-        self.value.update({n: value for n, value in self.inside() if n in still})
+        still = {n for n, value in self._held.items() if not isinstance(value, nn.Module)}
+        self._held.update({n: value for n, value in self.inside() if n in still})
 
     def inside(self) -> Iterable[tuple[str, Any]]:
         return [(n, value) for n, value in self._before.items() if n not in self._private]
@@ -178,7 +215,19 @@ class _Attributes(_Record):
         return f"{self.name}.{key}"
 
 
+class _Object(_Attributes):
+    """The attributes of an object or module."""
+
+    is_object = True
+
+    def __init__(self, name: str, value: Any, private: frozenset[str] = frozenset()) -> None:
+        super().__init__(name, vars(value), private)
+        self.value = value
+
+
 class _Slots(_Record):
+    is_object = True
+
     def __init__(self, name: str, value: Any, names: Iterable[str]) -> None:
         self.name, self.value, self._names = name, value, tuple(names)
         self._before = self._now()
@@ -186,16 +235,49 @@ class _Slots(_Record):
     def _now(self) -> dict[str, Any]:
         return {name: getattr(self.value, name, _GONE) for name in self._names}
 
-    def changed(self) -> Iterable[str]:
+    def _changed(self) -> list[str]:
         now = self._now()
-        return [self.named(n) for n in self._names if now[n] is not self._before[n]]
+        return [name for name in self._names if now[name] is not self._before[name]]
+
+    def changed(self) -> Iterable[str]:
+        return map(self.named, self._changed())
 
     def restore(self) -> None:
-        for name, value in self._before.items():
-            if value is not _GONE:
-                object.__setattr__(self.value, name, value)
-            elif hasattr(self.value, name):
+        for name in self._changed():
+            if self._before[name] is _GONE:
                 object.__delattr__(self.value, name)
+            else:
+                object.__setattr__(self.value, name, self._before[name])
+
+    def inside(self) -> Iterable[tuple[str, Any]]:
+        return self._before.items()
+
+    def named(self, key: str) -> str:
+        return f"{self.name}.{key}"
+
+
+class _Class(_Record):
+    """What stands in a class that a user wrote."""
+
+    def __init__(self, value: type) -> None:
+        self.name, self.value = value.__name__, value
+        self._before = self._now()
+
+    def _now(self) -> dict[str, Any]:
+        return {n: value for n, value in vars(self.value).items() if not n.startswith("__")}
+
+    def changed(self) -> Iterable[str]:
+        before, now = self._before, self._now()
+        names = now.keys() | before.keys() if _differ(before, now) else ()
+        return [self.named(n) for n in names if now.get(n, _GONE) is not before.get(n, _GONE)]
+
+    def restore(self) -> None:
+        now = self._now()
+        for name in now.keys() | self._before.keys():
+            if name not in self._before:
+                delattr(self.value, name)
+            elif now.get(name, _GONE) is not self._before[name]:
+                setattr(self.value, name, self._before[name])
 
     def inside(self) -> Iterable[tuple[str, Any]]:
         return self._before.items()
@@ -216,29 +298,33 @@ class _Items(_Record):
     def restore(self) -> None:
         if _differ(self._before, self.value):
             self.value.clear()
-            grow = self.value.extend if isinstance(self.value, (list, deque)) else self.value.update
+            grow = getattr(self.value, "extend", None) or self.value.update
             grow(self._before)
 
     def rewind(self) -> None:
-        if not any(isinstance(item, nn.Module) for item in _listed(self.value)):
+        if not any(isinstance(item, nn.Module) for item in items(self.value) or ()):
             self.restore()
 
     def inside(self) -> Iterable[tuple[str, Any]]:
-        return [("", v) for v in _listed(self._before)] if len(self._before) <= _MANY else ()
+        return [("", v) for v in items(self._before) or ()] if len(self._before) <= _MANY else ()
 
 
-class _Tuple(_Record):
-    def __init__(self, name: str, value: tuple[Any, ...]) -> None:
-        self.name, self.value = name, value
+class _Fixed(_Record):
+    """What holds other things and cannot change itself."""
+
+    def __init__(self, name: str, value: Any, held: list[Any]) -> None:
+        self.name, self.value, self._held = name, value, held
 
     def inside(self) -> Iterable[tuple[str, Any]]:
-        return [("", value) for value in self.value[:_MANY]]
+        return [("", value) for value in self._held[:_MANY]]
 
 
 class _Tensor(_Record):
     def __init__(self, name: str, value: Tensor, copied: bool, counts: bool) -> None:
         self.name, self.value, self._version = name, value, _version(value)
-        self._before = value.detach().clone() if copied else None
+        self._before = self._data = None
+        if copied and _dense(value):
+            self._before, self._data = value.detach().clone(), value.data
         self._counts = counts
 
     def changed(self) -> Iterable[str]:
@@ -248,11 +334,19 @@ class _Tensor(_Record):
         return () if same or not self._counts else [self.name]
 
     def restore(self) -> None:
-        if self._before is not None:
+        if self._before is not None and self._data is not None:
+            if self.value.shape != self._before.shape:
+                self.value.data = self._data.resize_(self._before.shape)
             if not _equal(self._before, self.value):
                 with torch.no_grad():
                     self.value.copy_(self._before)
             self._version = _version(self.value)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether it can be copied and compared like any other."""
+    ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return ordinary and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 class _Array(_Record):
@@ -274,68 +368,50 @@ class _Generator(_Record):
         self.name, self.value, self._before = name, value, _place(value)
 
     def changed(self) -> Iterable[str]:
-        same = pickle.dumps(_place(self.value)) == pickle.dumps(self._before)
-        return () if same else [self.name]
+        return () if repr(_place(self.value)) == repr(self._before) else [self.name]
 
     def restore(self) -> None:
-        place = self._before
-        if isinstance(self.value, np.random.Generator):
-            self.value.bit_generator.state = place
-        elif isinstance(self.value, np.random.RandomState):
-            self.value.set_state(place)
+        place, generator = self._before, self.value
+        if isinstance(generator, torch.Generator):
+            generator.set_state(torch.tensor(place, dtype=torch.uint8))
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = place
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(place)
         else:
-            self.value.setstate(place)
+            generator.setstate(place)
 
 
 def _place(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
     if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
+        state = generator.bit_generator.state
+        return {**state, "state": {k: _listed(v) for k, v in state["state"].items()}}
     if isinstance(generator, np.random.RandomState):
-        return generator.get_state()
+        name, key, *rest = generator.get_state()
+        return (name, _listed(key), *rest)
     return generator.getstate()
 
 
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _PYTHON: Any = getattr(random, "_inst")  # noqa: B009 - not in its stubs
 _NUMPY: Any = np.random.mtrand._rand
 
 
-def is_leaf(value: Any) -> bool:
-    """Whether there is nothing in it that could be of use here or change."""
-    return type(value) in _LEAVES or isinstance(value, _LEAVES)
-
-
-def foreign(kind: type) -> bool:
-    """Whether a class is of Python, torch or NumPy: what its objects hold is their own affair."""
-    root = kind.__module__.partition(".")[0]
-    return kind is not types.SimpleNamespace and (
-        root in ("torch", "numpy") or root in sys.stdlib_module_names
-    )
-
-
-def slots_of(value: Any) -> list[str]:
-    """Names of what an object holds outside of its ``__dict__``."""
-    return [
-        name
-        for kind in type(value).__mro__
-        for name, member in vars(kind).items()
-        if isinstance(member, types.MemberDescriptorType) and name != "__dict__"
-    ]
-
-
 def private_of(module: nn.Module) -> frozenset[str]:
     """Names of attributes that torch and this library keep for themselves."""
-    own: frozenset[str] = getattr(type(module), "_private", TORCHS)
+    own: frozenset[str] = getattr(type(module), "_tracetorch_private", TORCHS)
     return own
 
 
 def _copied(value: Any) -> Any:
     kind = next((kind for kind in (dict, set) if isinstance(value, kind)), list)
     return kind(value)
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value.values() if isinstance(value, dict) else value)
 
 
 def _differ(before: Any, now: Any) -> bool:
@@ -357,11 +433,10 @@ def _version(tensor: Tensor) -> int | None:
 
 def _equal(before: Tensor, now: Tensor) -> bool:
     """Whether values are the same, NaN included."""
-    with torch._C.DisableTorchFunction():
-        return before.shape == now.shape and (
-            torch.equal(before, now)
-            or bool(((before == now) | ((before != before) & (now != now))).all())
-        )
+    return before.shape == now.shape and (
+        torch.equal(before, now)
+        or bool(((before == now) | ((before != before) & (now != now))).all())
+    )
 
 
 _GONE = object()

@@ -82,7 +82,7 @@ class Layer(nn.Module):
     dim: int
 
     # attributes which say nothing about what the layer computes, or are looked after by themselves
-    _private = TORCHS | frozenset((
+    _tracetorch_private = TORCHS | frozenset((
         "_specs", "_state_specs", "_states", "_baked", "_fold", "_construction", "_known",
         "_state_fields", "_parameter_fields",
     ))  # fmt: skip
@@ -265,9 +265,13 @@ class Layer(nn.Module):
         if fold is USED:
             raise Unfoldable(f"a {type(self).__name__} is called more than once in a timestep")
         steps = fold.apart(x)
+        if changed := fold.kept.changed():
+            raise Unfoldable(f"forward changes {', '.join(changed)} between timesteps")
         self._fold = None
         with time_is(folded=False):
             y = self.unroll(steps)
+        if fold.kept.changed():
+            fold.kept.look()  # what it has changed itself, it has at every timestep
         self._fold = USED
         return y.flatten(0, 1)
 
@@ -703,6 +707,7 @@ class Layer(nn.Module):
             name: None if tensor is None else tensor.detach()
             for name, tensor in self._states.items()
         }
+        state["_fold"] = None
         for transient in ("_state_fields", "_parameter_fields", "_known"):
             del state[transient]
         return state

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 _LOOKS = frozenset((
     "__bool__", "__int__", "__float__", "__complex__", "__index__", "__array__", "__contains__",
-    "item", "tolist", "numpy", "data_ptr", "is_nonzero", "equal", "allclose",
+    "item", "tolist", "numpy", "__dlpack__", "data_ptr", "is_nonzero", "equal", "allclose",
 ))  # fmt: skip
 
 
@@ -18,7 +18,19 @@ class Looked(Exception):
 
 
 class Blind(TorchFunctionMode):
-    """Within it, a call that hands a tensor's values to Python raises :class:`Looked`."""
+    """Within it, a call that hands a tensor's values to Python raises :class:`Looked`.
+
+    At its end, once more, for code that goes on all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looked: str | None = None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None and self._looked is not None:
+            raise Looked(self._looked)
 
     def __torch_function__(
         self,
@@ -29,5 +41,6 @@ class Blind(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in _LOOKS:
-            raise Looked(f"Tensor.{name}")
+            self._looked = f"Tensor.{name}"
+            raise Looked(self._looked)
         return func(*args, **(kwargs or {}))

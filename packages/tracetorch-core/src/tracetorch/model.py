@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tracetorch import state_files
 from tracetorch.assembling import assembled
 from tracetorch.checkpointing import restored_states
-from tracetorch.engine.admission import peculiar, transformed
+from tracetorch.engine.admission import parts, peculiar, transformed
 from tracetorch.errors import LayerError, StateError
 from tracetorch.folding import Unfoldable, folded, hooked_modules, looking_out
 from tracetorch.keeping import TORCHS, Kept
@@ -79,12 +79,13 @@ class Model(Boundary):
     """
 
     # what is known of how it unrolls
-    _private = TORCHS | frozenset(("_stepped", "_foldable", "_told"))
+    _tracetorch_private = TORCHS | frozenset(("_stepped", "_foldable", "_changing", "_told"))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stepped: dict[tuple[bool, int], str] = {}
         self._foldable: set[tuple[bool, int]] = set()
+        self._changing: set[tuple[bool, int]] = set()
         self._told: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -345,8 +346,9 @@ class Model(Boundary):
             return self._folded_or_stepped(steps)
         before = self._standing()
         if torch.compiler.is_compiling() or not active.all():
-            # what pads a sequence may be no number, and would be one of every gradient
-            steps = _silenced(steps, active)
+            # what pads a sequence may be no number, and would make every gradient none
+            kept = active.to(steps.device).view(1, -1, *(1,) * (steps.ndim - 2))
+            steps = torch.where(kept | steps.isfinite(), steps, torch.zeros_like(steps))
         y = self._folded_or_stepped(steps)
         self._hold(active, before)
         return tree_map(lambda t: _silenced(t, active), y)
@@ -362,7 +364,7 @@ class Model(Boundary):
                 return self._stepped_for(why, kind, steps)
             self._foldable.add(kind)
         try:
-            return self._folded(steps, [*before])
+            return self._folded(steps, before)
         except Unfoldable as why_not:
             self._restore(before)
             return self._stepped_for(str(why_not), kind, steps)
@@ -379,17 +381,26 @@ class Model(Boundary):
         return [module for module in self.modules() if not isinstance(module, Layer)]
 
     def _stepped_for(self, why: str, kind: tuple[bool, int], steps: Tensor) -> Any:
-        """Step, from now on, if that goes well: else what went wrong is not the folding."""
+        """Step, from now on, if that goes well: else what went wrong is not the folding.
+
+        Where ``forward`` changes something, that is asked once more the next time: it may have made
+        for good what it goes by from then on.
+        """
         y = self._loop(steps)
-        self._stepped[kind] = why
-        _log.info("%s is stepped: %s", type(self).__name__, why)
+        if kind in self._changing or "forward changes" not in why:
+            self._stepped[kind] = why
+        if kind not in self._changing and not torch.compiler.is_compiling():
+            _log.info("%s is stepped: %s", type(self).__name__, why)
+        self._changing.add(kind)
         return y
 
     def _unfoldable(
         self, steps: Tensor, before: dict[Layer, dict[str, Tensor | None]]
     ) -> str | None:
         """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
-        kept = self._kept(before)
+        watched = Kept(self._memoryless(), before, copies="all", draws=True)
+        own = self._parts(before, copies="all")
+        kept, sample = [watched, *self._parts(before, copies="all").values()], steps.clone()
         devices = [steps.device] if steps.is_cuda else []
         try:
             with (
@@ -397,26 +408,43 @@ class Model(Boundary):
                 torch.random.fork_rng(devices),
                 looking_out(),
             ):
-                self._folded(steps, [*before], thorough=True)
+                self._folded_with(watched, own, sample)
+            if not sample.is_inference() and sample._version:
+                return "forward writes into its input"
             return None
         # whatever forward raises on folded time, stepping shows anew
         except (Exception, Unfoldable) as why:
             return f"{type(why).__name__}: {why}"
         finally:
-            kept.restore()
+            for one in kept:
+                one.restore()
             self._restore(before)
             # of weights rounded in here, without gradients (torch 2.6 would go on with them)
             torch.clear_autocast_cache()
 
     def _kept(self, layers: Iterable[Layer]) -> Kept:
         """All that code of the model may change, besides states."""
-        return Kept([*self._memoryless(), *layers], thorough=True)
+        return Kept([*self._memoryless(), *layers], copies="all", draws=True)
 
-    def _folded(self, steps: Tensor, layers: list[Layer], thorough: bool = False) -> Any:
-        for layer in layers:
+    def _parts(
+        self, layers: Iterable[Layer], copies: Literal["none", "all"] = "none"
+    ) -> dict[Layer, Kept]:
+        """What belongs to each layer; a compiled graph does not look for changes of it."""
+        if torch.compiler.is_compiling():
+            return {layer: Kept(()) for layer in layers}
+        return {layer: Kept(parts(layer), copies=copies) for layer in layers}
+
+    def _folded(self, steps: Tensor, layers: Iterable[Layer]) -> Any:
+        own = self._parts(layers)
+        return self._folded_with(Kept(self._memoryless(), own), own, steps)
+
+    def _folded_with(self, kept: Kept, own: dict[Layer, Kept], steps: Tensor) -> Any:
+        if why := hooked_modules(kept.modules):
+            raise Unfoldable(why)
+        for layer in own:
             if why := peculiar(layer):
                 raise Unfoldable(f"of a {type(layer).__name__}: {why}")
-        return folded(self, Kept(self._memoryless(), layers, thorough), layers, steps)
+        return folded(self, kept, own, steps)
 
     def _loop(self, steps: Tensor) -> Any:
         outputs = []

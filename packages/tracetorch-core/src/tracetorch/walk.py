@@ -8,6 +8,7 @@ logger that points at a model (this one or another) does not drag it in.
 
 from __future__ import annotations
 
+import types
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,8 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from tracetorch.keeping import is_leaf, private_of, slots_of
+from tracetorch.holding import attributes, is_leaf
+from tracetorch.keeping import private_of
 from tracetorch.layer import Layer
+
+# a bound method is called back on whatever it is of: that is not held
+_ENDS = (Tensor, np.ndarray, bytearray, types.MethodType)
 
 Found = Iterator[tuple[str, Layer]]
 
@@ -45,7 +50,7 @@ def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object:
 
 
 def _in_value(value: Any, path: str, seen: dict[int, object], in_object: bool) -> Found:
-    if is_leaf(value) or isinstance(value, (Tensor, np.ndarray)) or id(value) in seen:
+    if is_leaf(value) or isinstance(value, _ENDS) or id(value) in seen:
         return
     if isinstance(value, nn.Module):
         if not (in_object and any(isinstance(m, Boundary) for m in value.modules())):
@@ -65,8 +70,7 @@ def _items(value: Any, seen: dict[int, object], in_object: bool) -> list[tuple[s
         return [(str(index), item) for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
         return _in_order_of_construction(value, seen, in_object)
-    held = {name: getattr(value, name) for name in slots_of(value) if hasattr(value, name)}
-    return list({**held, **getattr(value, "__dict__", {})}.items())
+    return list(attributes(value).items())
 
 
 def _key(key: Any, index: int) -> str:

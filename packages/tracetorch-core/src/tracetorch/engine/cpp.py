@@ -78,7 +78,7 @@ class Writer:
 
     def array(self, prefix: str, name: str) -> str:
         """The name of an array that belongs to a state or parameter."""
-        return f"{prefix}_{self.names.of(name)}"
+        return f"{prefix}_{self.names.of(name)}s"  # which no variable ends in
 
     def loop(
         self,

@@ -1,42 +1,35 @@
 """A layer's step as it was when it was traced: second derivatives go through it.
 
 What a kernel computes can be differentiated by the kernel's own gradients alone; these, once more,
-only as torch does it, over the step. By then the layer may compute something else.
+only as torch does it, over the step. By then the layer may compute something else, so what it was
+is put back meanwhile.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tracetorch.engine.known import Known
+from tracetorch.engine.admission import parts
 from tracetorch.engine.trace import replaced, weights_of
+from tracetorch.keeping import Kept
 from tracetorch.randomness import after
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Definition:
     """The step of a layer, with the attributes that the layer has now."""
 
     def __init__(self, layer: Layer) -> None:
-        self._layer = _shadow(layer, {})
-        self._layer._states = dict.fromkeys(layer._states)
-        self._layer._known = Known()
+        self._layer, self._then = layer, Kept(parts(layer))
 
     def run(
-        self,
-        real: torch.dtype,
-        inputs: Sequence[Tensor],
-        random: Tensor | None,
-        single: bool,
+        self, real: torch.dtype, inputs: Sequence[Tensor], random: Tensor | None, single: bool
     ) -> list[Tensor]:
         """Output and new states of a sequence, or of a single timestep.
 
@@ -46,7 +39,22 @@ class Definition:
             random: seed and count of the random numbers, if it draws any.
             single: x is one timestep, without a dimension of time.
         """
-        layer, x, count = self._layer, inputs[0], len(self._layer._state_specs)
+        now = Kept(parts(self._layer))
+        self._then.restore()
+        try:
+            return self._run(self._layer, real, inputs, random, single)
+        finally:
+            now.restore()
+
+    @staticmethod
+    def _run(
+        layer: Layer,
+        real: torch.dtype,
+        inputs: Sequence[Tensor],
+        random: Tensor | None,
+        single: bool,
+    ) -> list[Tensor]:
+        x, count = inputs[0], len(layer._state_specs)
         states, parameters = inputs[1 : 1 + count], inputs[1 + count :]
         own, weights = parameters[: len(layer._specs)], parameters[len(layer._specs) :]
         now, ys = [state.movedim(layer.dim, -1) for state in states], []
@@ -61,17 +69,3 @@ class Definition:
                 ys.append(y.movedim(-1, layer.dim).to(x.dtype))
         ends = [ys[0] if single else torch.stack(ys)]
         return ends + [state.movedim(-1, layer.dim) for state in now]
-
-
-def _shadow(module: _Module, made: dict[nn.Module, nn.Module]) -> _Module:
-    """The same attributes, containers and modules in new ones; tensors are the same."""
-    if module not in made:
-        made[module] = shadow = object.__new__(type(module))
-        vars(shadow).update({name: _copied(value) for name, value in vars(module).items()})
-        for name, part in module._modules.items():
-            shadow._modules[name] = None if part is None else _shadow(part, made)
-    return made[module]  # type: ignore[return-value]
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, (list, dict, set, deque)) else value

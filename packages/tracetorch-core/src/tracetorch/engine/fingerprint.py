@@ -6,11 +6,12 @@ that are neither ours nor torch's also class attributes, closures and globals.
 
 from __future__ import annotations
 
+import enum
 import functools
 import itertools
 import operator
-import sys
 import types
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.keeping import foreign, private_of, slots_of
+from tracetorch.holding import attributes, foreign, items, settled, slots_of, written
+from tracetorch.keeping import private_of
 
 if TYPE_CHECKING:
     from tracetorch.layer import Layer
 
-# objects and functions within one another that are looked into
-_DEPTH = 3
-# what has more items is known by what it is alone: to look at it would take longer than a timestep
+# what has more items is known by their number: to look at them would take longer than a timestep
 _MANY = 1000
-_PLAIN = frozenset((
-    int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device
-))  # fmt: skip
+# values that are looked at in all
+_MOST = 5000
+_PLAIN = frozenset((int, str, bytes, bool, type(None), torch.dtype, torch.device))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fingerprint(layer: Layer) -> Fingerprint:
@@ -65,8 +66,12 @@ class _Look:
         self._places: list[tuple[Mapping[str, Any], str]] = []
         self._full: list[Mapping[str, Any]] = []
         self._lasting = True
-        self.found = Fingerprint((_Same(self._step), *self._modules(layer, [])))
+        # what has been looked at, by the order in which it was
+        self._seen: dict[int, tuple[int, Any]] = {}
+        self._left = _MOST
+        self.found = Fingerprint((_Same(self._step), *self._module(layer, own=True)))
         self._values, self._sizes = self._now(), [*map(len, self._full)]
+        del self._seen
 
     def lasts(self) -> bool:
         """Whether in every place there is still the same, and nothing is in new ones."""
@@ -83,80 +88,102 @@ class _Look:
     def _now(self) -> list[Any]:
         return [held[name] for held, name in self._places]
 
-    def _modules(self, module: nn.Module, seen: list[nn.Module]) -> list[Any]:
-        """The attributes of a module and of those in it."""
-        seen.append(module)
-        own, kind = vars(module), type(module)
-        names = sorted(own.keys() - private_of(module))
-        found = [kind, *self._read(own, names, _DEPTH)]
-        for written in _written(kind):
-            held: Mapping[str, Any] = vars(written)
-            self._full.append(held)
-            names = [name for name in held if not name.startswith("__")]
-            found += self._read(held, names, _DEPTH)
-        self._places += [(module._modules, name) for name in module._modules]
-        self._full += [own, module._modules]
-        for name, part in module._modules.items():
-            if part is None or part in seen:
-                found.append((name, None if part is None else seen.index(part)))
-            else:
-                found.append((name, *self._modules(part, seen)))
-        return found
-
-    def _read(self, held: Mapping[str, Any], names: Iterable[str], depth: int) -> list[Any]:
+    def _read(self, held: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
         places = [(held, name) for name in names]
         self._places += places
-        return [(name, self._content(held[name], depth)) for held, name in places]
+        return [(name, self._content(held[name])) for held, name in places]
 
-    def _content(self, value: Any, depth: int) -> Any:
-        kind = type(value)
+    def _module(self, module: nn.Module, own: bool = False) -> list[Any]:
+        """The attributes of a module and of those in it, and whether it has hooks."""
+        self._seen[id(module)] = len(self._seen), module
+        held = vars(module)
+        found = [type(module), *self._read(held, sorted(held.keys() - private_of(module)))]
+        if slots := slots_of(type(module)):
+            self._lasting = False
+            found += [(name, self._content(getattr(module, name, None))) for name in slots]
+        found += self._class(type(module))
+        self._full += [held, module._modules]
+        if not own:  # those of the layer are of its call
+            hooks = [held[name] for name in _HOOKS]
+            self._full += hooks
+            found.append((*map(len, hooks),))
+        return [*found, *self._read(module._modules, module._modules)]
+
+    def _class(self, kind: type) -> list[Any]:
+        """What stands in a class, as far as a user wrote it."""
+        found = []
+        for base in written(kind):
+            held: Mapping[str, Any] = vars(base)
+            self._full.append(held)
+            found += self._read(held, [name for name in held if not name.startswith("__")])
+        return found
+
+    def _content(self, value: Any) -> Any:
+        try:
+            return self._inside(value)
+        except Exception:  # of a user's class, that does not want to be looked into
+            return _Same(value)
+
+    def _inside(self, value: Any) -> Any:
+        kind, self._left = type(value), self._left - 1
         if kind in _PLAIN:
             return kind, value
-        if isinstance(value, (nn.Module, type, types.ModuleType)) or not depth or _large(value):
+        if kind in (float, complex):
+            return kind, repr(value)  # 0.0 is not -0.0
+        if id(value) in self._seen:
+            return self._seen[id(value)][0]
+        if self._left < 0 or isinstance(value, (types.ModuleType, enum.Enum)):
             return _Same(value)
+        if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
+            return tuple(self._module(value))
+        self._seen[id(value)] = len(self._seen), value
+        if isinstance(value, type):
+            return _Same(value), *self._class(value)
         if isinstance(value, types.FunctionType):
-            return self._function(value, depth)
-        if isinstance(value, tuple):
-            return kind, *[self._content(item, depth - 1) for item in value]
-        if isinstance(value, types.MethodType):
-            owner = self._content(value.__self__, depth - 1)
-            return self._content(value.__func__, depth), owner
-        if not isinstance(value, (Tensor, np.ndarray, list, dict)) and foreign(kind):
-            return _Same(value)
-        self._lasting = False  # for what follows changes within
+            return self._function(value)
+        if (held := items(value)) is not None:
+            return self._container(value, held)
         if isinstance(value, Tensor):
+            self._lasting = False
             return kind, value.shape, value.dtype  # a step that reads its values has no kernel
         if isinstance(value, np.ndarray):
-            return _Same(value), value.dtype, value.shape, value.tobytes()
-        if isinstance(value, list):
-            return kind, *[self._content(item, depth - 1) for item in value]
-        if isinstance(value, dict):
-            pairs = value.items()
-            return kind, *[(self._content(k, 1), self._content(v, depth - 1)) for k, v in pairs]
-        held = {name: getattr(value, name, None) for name in slots_of(value)}
-        held |= getattr(value, "__dict__", {})
-        pairs = held.items()
-        return _Same(value), *[(name, self._content(item, depth - 1)) for name, item in pairs]
+            self._lasting = False
+            read = value.tobytes() if value.size <= _MANY else None
+            return _Same(value), value.dtype, value.shape, read
+        if foreign(kind):
+            return _Same(value)
+        self._lasting = False
+        pairs = attributes(value).items()
+        return _Same(value), *[(name, self._content(item)) for name, item in pairs]
 
-    def _function(self, function: types.FunctionType, depth: int) -> Any:
-        """A function, what it closes over and, of its globals, what is no class or module."""
-        if _settled(function.__module__):
+    def _container(self, value: Any, held: list[Any]) -> Any:
+        kind = type(value)
+        self._lasting &= not isinstance(value, (list, dict, set, deque))
+        if len(held) > _MANY:
+            return _Same(value), len(held)
+        if isinstance(value, (set, frozenset)):
+            return kind, frozenset([self._content(item) for item in held])
+        keys = [self._content(key) for key in value] if isinstance(value, dict) else []
+        return kind, *keys, *[self._content(item) for item in held]
+
+    def _function(self, function: types.FunctionType) -> Any:
+        """A function with all that it reads: what it closes over, its defaults, its globals."""
+        if settled(function.__module__):
             return _Same(function)
         cells, known = function.__closure__ or (), function.__globals__
         closed = [cell.cell_contents for cell in cells if cell != _EMPTY]
         # the class, which super() looks up in a cell, stays what it is
         self._lasting &= all(isinstance(v, type) for v in closed) and len(closed) == len(cells)
         names = [name for name in _names(function.__code__) if name in known]
-        found = [self._content(value, depth - 1) for value in closed]
-        return _Same(function), *found, *self._read(known, names, depth - 1)
+        found = [self._content(value) for value in closed] + self._read(known, names)
+        for value in (*closed, *[known[name] for name in names]):
+            if isinstance(value, types.ModuleType) and not settled(value.__name__):
+                held = vars(value)
+                found += self._read(held, [n for n in _names(function.__code__) if n in held])
+        own = function.__defaults__, function.__kwdefaults__, function.__dict__
+        return _Same(function), *found, *[self._content(value) for value in own if value]
 
 
-def _large(value: Any) -> bool:
-    size = value.size if isinstance(value, np.ndarray) else isinstance(value, _HOLDS) and len(value)
-    return int(size) > _MANY
-
-
-_HOLDS = (list, tuple, dict)
 _EMPTY = types.CellType()
 
 
@@ -165,17 +192,6 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     """Names that code, or a function made in it, may look up."""
     inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
     return tuple(dict.fromkeys((*code.co_names, *itertools.chain(*inner))))
-
-
-def _written(kind: type) -> list[type]:
-    """Of a class and its bases, those that a user wrote."""
-    return [k for k in kind.__mro__ if not _settled(k.__module__)]
-
-
-def _settled(module: str | None) -> bool:
-    """Whether code is of this library, torch, NumPy or Python."""
-    root = (module or "").partition(".")[0]
-    return root in ("tracetorch", "torch", "numpy") or root in sys.stdlib_module_names
 
 
 class _Same:

@@ -74,8 +74,9 @@ class _Fused(torch.autograd.Function):
         outputs = plan.forward(x, states, parameters, random, single)
         ctx.by, ctx.single, ctx.random = by, single, random
         ctx.set_materialize_grads(False)
-        if plan.constant:
-            ctx.mark_non_differentiable(*[outputs[index] for index in plan.constant])
+        tracked = tuple(ctx.needs_input_grad[3:])
+        constant = plan.constant(tracked, not single and len(x) > 1)
+        ctx.mark_non_differentiable(*[outputs[index] for index in constant])
         ctx.save_for_backward(x, *rest, *outputs[1 + count :])
         return tuple(outputs[: 1 + count])
 
@@ -121,13 +122,16 @@ def _gradients(
         return _replay(by, single, random, saved[:inputs], cotangents)
     if single:
         kept = plan.remembered(saved[1:states])
-        return plan.placed(plan.backward(x, cotangents, kept, parameters, random, single))
+        found = plan.backward(x, cotangents, kept, parameters, random, single)
+        return plan.placed(found, cotangents, False)
+    again = len(x) > 1
     if not recorded(saved):
-        return plan.placed(plan.backward(x, cotangents, kept, parameters, random, single))
+        found = plan.backward(x, cotangents, kept, parameters, random, single)
+        return plan.placed(found, cotangents, again)
     found = torch.ops.tracetorch.unroll_backward(
         x, list(cotangents), kept, parameters, random, plan.program.name, list(plan.flags)
     )
-    return plan.placed(found)
+    return plan.placed(found, cotangents, again)
 
 
 def _replay(
@@ -238,7 +242,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.by = Served(plan, _definitions.get(program))
     kept = output[1 + len(states) :]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*[output[index] for index in plan.constant], *kept)
+    tracked = tuple([tensor.requires_grad for tensor in (x, *states, *parameters)])
+    constant = plan.constant(tracked, len(x) > 1)
+    ctx.mark_non_differentiable(*[output[index] for index in constant], *kept)
     ctx.save_for_backward(x, *states, *parameters, *kept)
 
 

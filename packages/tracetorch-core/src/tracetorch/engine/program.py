@@ -121,10 +121,6 @@ class Plan:
             (places[name.removeprefix("grad ")], self._backward.type_of(name))
             for name in self.wanted
         ]
-        read = traced.seeds(self.wanted)
-        ends = ("y", *(f"new {name}" for name in traced.states))
-        # of the outputs, those which nothing that a gradient is wanted of goes into
-        self.constant = [at for at, name in enumerate(ends) if f"grad {name}" not in read]
         self._draws = traced.random
         self._launcher = _launchers[program.backend]
 
@@ -136,6 +132,20 @@ class Plan:
         """
         kernels = [self._forward, self._backward] if self.wanted else [self._forward]
         compile_all(self.program.backend, self._launcher, kernels)
+
+    @functools.lru_cache(64)  # noqa: B019 - programs live as long as the process
+    def constant(self, tracked: tuple[bool, ...], again: bool) -> list[int]:
+        """Which of the outputs have no gradient.
+
+        Args:
+            tracked: which of the inputs have one.
+            again: there is more than one timestep.
+        """
+        program = self.program
+        known = [name for name, has in zip(program.inputs, tracked, strict=True) if has]
+        found = program.traced.reached(known, again)
+        ends = ("y", *(f"new {name}" for name in program.traced.states))
+        return [at for at, name in enumerate(ends) if name not in found]
 
     def forward(
         self,
@@ -200,9 +210,29 @@ class Plan:
             for name in self.wanted
         ]  # fmt: skip
 
-    def placed(self, gradients: Sequence[Tensor]) -> list[Tensor | None]:
-        """The wanted gradients, one for each input; None where there is none."""
-        return [None if index is None else gradients[index] for index in self._gradients]
+    def placed(
+        self, gradients: Sequence[Tensor], cotangents: Sequence[Tensor | None], again: bool
+    ) -> list[Tensor | None]:
+        """The wanted gradients, one for each input; None where nothing comes from.
+
+        ``again``: there is more than one timestep.
+        """
+        idle = self._idle(tuple([cotangent is not None for cotangent in cotangents]), again)
+        return [
+            None if index is None or at in idle else gradients[index]
+            for at, index in enumerate(self._gradients)
+        ]
+
+    @functools.lru_cache(64)  # noqa: B019 - programs live as long as the process
+    def _idle(self, given: tuple[bool, ...], again: bool) -> set[int]:
+        """Which inputs no given cotangent, of y and the new states, leads to."""
+        if all(given):
+            return set()
+        traced = self.program.traced
+        ends = ("y", *(f"new {name}" for name in traced.states))
+        asked = {name for name, has in zip(ends, given, strict=True) if has}
+        names = enumerate(self.program.inputs)
+        return {at for at, name in names if asked.isdisjoint(traced.reached([name], again))}
 
     def _summed(self, gradient: Tensor, parameter: Tensor) -> Tensor:
         """A parameter's gradient per lane, summed to the parameter's shape."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracetorch.engine.admission import parts
+from tracetorch.engine.admission import hooked, parts
 from tracetorch.engine.graph import (
     INPUT,
     Graph,
@@ -81,15 +81,24 @@ class Traced:
         """Whether it draws random numbers."""
         return bool(draws_of(self.forward.values()))
 
-    def seeds(self, outputs: Sequence[str]) -> set[str]:
-        """The cotangents, of now or of later timesteps, that these of ``backward`` depend on."""
-        read = read_by(self.backward[name] for name in outputs)
+    @cached_property
+    def _reads(self) -> dict[str, set[str]]:
+        """Of each input with a gradient, what that is computed from."""
+        return {n.removeprefix("grad "): read_by([node]) for n, node in self.backward.items()}
+
+    def reached(self, inputs: Iterable[str], again: bool) -> set[str]:
+        """The outputs that have a gradient where these inputs do.
+
+        ``again``: what reaches a state counts in the timesteps that follow, too.
+        """
+        known = set(inputs)
         while True:
-            through = [f"grad {name}" for name in self.states if f"grad new {name}" in read]
-            more = read_by(self.backward[name] for name in through if name in self.backward)
-            if more <= read:
-                return read
-            read |= more
+            read = {name for at in known for name in self._reads.get(at, ())}
+            found = {name for name in _outputs(self.states) if f"grad {name}" in read}
+            more = {name for name in self.states if again and f"new {name}" in found}
+            if more <= known:
+                return found
+            known |= more
 
     def remembered(self, outputs: Sequence[str]) -> tuple[str, ...]:
         """The states whose past is needed to compute these outputs of ``backward``."""
@@ -111,13 +120,13 @@ def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
     """
     weights = weights_of(layer)
     _check_sizes(layer, weights)
-    graph, small, large = Graph(), (2,) * (ndim - 1), tuple(range(3, 2 + ndim))
+    graph = Graph()
+    # the dimensions around the neurons: of size 2, of others that all differ, and from 1 on
+    around = [(2,) * (ndim - 1), range(3, ndim + 2), range(1, ndim)]
+    recorders = [_Recorder((*sizes, layer.num_neurons), dtype, graph) for sizes in around]
     with _unchanged(layer), _stateless(layer):
-        traced = _sampled(layer, weights, _Recorder((*small, layer.num_neurons), dtype, graph))
-        other = _sampled(layer, weights, _Recorder((*large, layer.num_neurons), dtype, graph))
-        plain = _sampled(
-            layer, weights, _Recorder((*large, layer.num_neurons), dtype, graph), plain=True
-        )
+        traced, other = (_sampled(layer, weights, recorder) for recorder in recorders[:2])
+        plain = _sampled(layer, weights, recorders[2], plain=True)
     if traced != other:
         raise Refused(
             "it computes something else for another number of samples, or each time it is called"
@@ -165,6 +174,8 @@ def _sampled(
         outputs = dict(zip(_outputs(states), ends, strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = {} if plain else _backward(recorder, outputs, inputs, cotangents)
+    if recorder.refused is not None:
+        raise recorder.refused  # the step has handled it, and computed something else instead
     return Traced(states, (*own, *more), forward, backward)
 
 
@@ -177,22 +188,33 @@ def _label(name: str) -> str:
 def _stateless(layer: Layer) -> Iterator[None]:
     """Refuses a step that reads a state of the layer instead of the one it is given."""
     states = layer._states
-    layer._states = _Standing(states)
+    layer._states = standing = _Standing(states)
     try:
         yield
     finally:
         layer._states = states
+    if standing.read:
+        standing.refuse()
 
 
 class _Standing(dict[str, Any]):
+    read = False
+
+    def refuse(self, *_: Any) -> Any:
+        self.read = True
+        raise Refused("it reads the layer's states from before; the timestep's own are in states")
+
+    __iter__ = __len__ = get = items = values = keys = copy = refuse
+
     def __getitem__(self, name: str) -> Any:
+        self.read = True
         raise Refused(f"it reads self.{name}; the timestep's own is in states")
 
 
 @contextmanager
 def _unchanged(layer: Layer) -> Iterator[None]:
     """Refuses a step that changes anything it can reach; afterwards all is as it was."""
-    kept = Kept(parts(layer), thorough=True)
+    kept = Kept(parts(layer), copies="all", draws=True)
     try:
         yield
         changed = kept.changed()
@@ -292,6 +314,9 @@ def weights_of(layer: Layer) -> dict[str, Tensor]:
 
 
 def _check_sizes(layer: Layer, weights: Mapping[str, Tensor]) -> None:
+    for part in parts(layer)[1:]:
+        if hooked(part):
+            raise Refused(f"its {type(part).__name__} has hooks, which run at every timestep")
     neurons = (layer.num_neurons,)
     for name, state in layer._state_specs.items():
         if state.sizes != neurons:
@@ -332,6 +357,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, graph: Graph) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.shape, self.dtype, self.graph = shape, dtype, graph
+        self.refused: Refused | None = None
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []
 
@@ -389,7 +415,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 self._know(out, self._translated(name, out, args, kwargs))
         except Refused as refused:
-            raise Refused(f"{name} at {_where()}: {refused}") from None
+            self.refused = Refused(f"{name} at {_where()}: {refused}")
+            raise self.refused from None
         return out
 
     def _write(
