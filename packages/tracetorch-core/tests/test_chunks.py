@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tracetorch as tt
@@ -67,6 +69,32 @@ class Fading(tt.Model):
         self.scale = 0.9 * self.scale
         y: Tensor = self.leak(x * self.past["weights"][-1] + self.count) * self.scale
         return y
+
+
+class Averaging(tt.Model):
+    """What a recomputation has to find as it was: a buffer in place, draws of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leak, self.generator = Trace(4), torch.Generator().manual_seed(2)
+        self.register_buffer("mean", torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.5).add_(x.detach().mean(0))
+        noise = torch.rand(x.shape, generator=self.generator, dtype=x.dtype)
+        y: Tensor = self.leak(x * self.mean.clone() * noise) * random.random() * np.random.rand()
+        return y
+
+
+def test_recomputing_draws_the_same_and_reads_the_same_buffers() -> None:
+    x, found = torch.randn(10, 3, 4, dtype=torch.float64), []
+    for options in ({}, {"recompute": True, "chunk_size": 3}):
+        random.seed(7)
+        np.random.seed(7)
+        model, x = Averaging().double(), x.detach().requires_grad_()
+        model.unroll(x, **options).sin().sum().backward()
+        found.append([x.grad, model.leak.raw_beta.grad, model.mean, random.random()])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
 def test_recomputing_goes_by_what_forward_had_changed_until_then() -> None:

@@ -6,10 +6,13 @@ Every layer here is held to its own steps, and has to say why it has no kernel, 
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import itertools
+import math
 import random
 import types
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,6 +103,29 @@ def _transposed(self: Any, states: Any, x: Tensor, p: Any) -> Any:
     return {"mem": mem}, mem
 
 
+def _handled(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = p.beta * states.mem + x
+    try:
+        y = torch.cumsum(mem, -1)
+    except Exception:
+        y = mem
+    return {"mem": mem}, y
+
+
+def _handled_look(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = p.beta * states.mem + x
+    try:
+        y = mem / float(mem.detach().max())
+    except Exception:
+        y = mem
+    return {"mem": mem}, y
+
+
+def _first(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = p.beta * states.mem + (x if self.get_states() else 3 * x)
+    return {"mem": mem}, mem
+
+
 def _bits(self: Any, states: Any, x: Tensor, p: Any) -> Any:
     mem = p.beta * states.mem + (x.view(torch.int32) > 5).to(x.dtype)
     return {"mem": mem}, mem
@@ -125,6 +151,10 @@ IMPURE = {
     "look in the derivative": (_through(Clipped), "looks at values (Tensor.numpy)"),
     "output of parameters": (_only_parameters, "y is [3] for an input of [1, 3]"),
     "transposed": (_transposed, "shows a tensor in another way"),
+    "one sample": (leaky(lambda self, x, p: 2 if len(x) == 1 else 1), OTHERWISE),
+    "handled": (_handled, "cumsum at"),
+    "handled look": (_handled_look, "looks at values (Tensor.__float__)"),
+    "first timestep": (_first, "it reads the layer's states from before"),
     "bits": (_bits, "shows a tensor in another way"),
 }
 
@@ -238,6 +268,31 @@ def doubled(x: Tensor) -> Tensor:
     return GAIN * x
 
 
+class Settings:
+    gain = 1.0
+
+
+def defaulted(x: Tensor, by: list[float] = [1.0]) -> Tensor:  # noqa: B006
+    return x * by[0] * defaulted.more  # type: ignore[attr-defined]
+
+
+defaulted.more = 1.0  # type: ignore[attr-defined]
+settings = types.ModuleType("settings")
+settings.gain = 1.0  # type: ignore[attr-defined]
+
+
+class Surrogate(torch.autograd.Function):
+    slope = 1.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * Surrogate.slope
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * Surrogate.slope
+
+
 class Tuned(Trace):
     """Reads what can be changed in many ways."""
 
@@ -249,12 +304,29 @@ class Tuned(Trace):
         self.table, self.flag, self.names = np.ones(2), 1, {"gain": [1.0]}
         offset = [0.0]
         self.offset, self.curve = offset, lambda x: torch.sigmoid(x) + offset[0]
+        self.zero, self.chosen, self.past = 0.0, {1}, deque([1.0])
+        self.user, self.part = UserDict(by=1.0), functools.partial(torch.mul, torch.ones(()))
+        self.deep = {"a": {"b": {"c": {"d": [1.0]}}}}
+
+    @staticmethod
+    def static(x: Tensor) -> Tensor:
+        return x * settings.gain  # type: ignore[attr-defined]
+
+    @property
+    def factor(self) -> float:
+        return Settings.gain + self.past[0] + float(2 in self.chosen) + self.user["by"]
 
     def shaped(self, x: Tensor) -> Tensor:
         return x + 1
 
     def step(self, states: Any, x: Tensor, p: Any) -> Any:
         x = doubled(self.curve(self.shaped(x))) * self.options.gain * float(self.table[0])
+        x = (
+            Surrogate.apply(defaulted(self.static(x)))
+            * self.factor
+            * self.deep["a"]["b"]["c"]["d"][0]
+        )
+        x = x + math.copysign(0.5, self.zero)
         x = x * (self.scale + self.options.nested[0].count) * self.names["gain"][0]
         return super().step(states, -x if self.flag is True else x, p)
 
@@ -277,6 +349,26 @@ def tuned(change: str) -> Iterator[Tuned]:
             layer.names["gain"][0] = 7.0
         elif change == "closure":
             layer.offset[0] = 0.25
+        elif change == "settings":
+            Settings.gain = 3.0
+        elif change == "module":
+            settings.gain = 3.0  # type: ignore[attr-defined]
+        elif change == "surrogate":
+            Surrogate.slope = 3.0
+        elif change == "default":
+            defaulted.__defaults__[0][0] = 3.0  # type: ignore[index]
+        elif change == "of a function":
+            defaulted.more = 3.0  # type: ignore[attr-defined]
+        elif change == "sign of zero":
+            layer.zero = -0.0
+        elif change == "set":
+            layer.chosen.add(2)
+        elif change == "deque":
+            layer.past[0] = 3.0
+        elif change == "user's dict":
+            layer.user["by"] = 3.0
+        elif change == "deep":
+            layer.deep["a"]["b"]["c"]["d"][0] = 3.0
         elif change == "type":
             layer.flag = True
         elif change == "class attribute":
@@ -289,14 +381,17 @@ def tuned(change: str) -> Iterator[Tuned]:
             GAIN = 4.0
         yield layer
     finally:
-        GAIN = 2.0
+        GAIN, Settings.gain, Surrogate.slope = 2.0, 1.0, 1.0
+        settings.gain = defaulted.more = 1.0  # type: ignore[attr-defined]
+        defaulted.__defaults__[0][0] = 1.0  # type: ignore[index]
         for name, value in kept.items():
             setattr(Tuned, name, value)
 
 
 CHANGES = (
     "object", "slot", "array", "container", "closure", "type", "class attribute", "method", "step",
-    "global",
+    "global", "settings", "module", "surrogate", "default", "of a function", "sign of zero", "set",
+    "deque", "user's dict", "deep",
 )  # fmt: skip
 
 
@@ -383,7 +478,7 @@ def test_names_of_any_alphabet_are_kept_apart() -> None:
     class Greek(tt.Layer):
         def __init__(self) -> None:
             super().__init__(3)
-            self.add_state("α", "β", "x_")
+            self.add_state("α", "β", "x_", "y_", "grad_y_")
             self.add_parameter("γ", 0.9)
             self.add_parameter("δ", 0.3)
             self.inner = nn.Linear(1, 1, bias=False)
@@ -393,7 +488,8 @@ def test_names_of_any_alphabet_are_kept_apart() -> None:
         def step(self, states: Any, x: Tensor, p: Any) -> Any:
             one = p.γ * states.α + x * p.inner_weight
             two = p.δ * states.β + one + self.inner.weight * states.x_
-            return {"α": one, "β": two, "x_": x + one}, one - two
+            sums = {"y_": states.y_ * p.δ + x, "grad_y_": states.grad_y_ - states.y_}
+            return {"α": one, "β": two, "x_": x + one, **sums}, one - two + sums["grad_y_"]
 
     layer, found = Greek(), []
     for backend in ("eager", "cpp"):
@@ -442,6 +538,48 @@ def test_second_derivatives_are_those_of_what_was_computed() -> None:
     torch.testing.assert_close(penalty(layer, x, change), expected)
 
 
+@pytest.mark.parametrize("by", ["list", "function", "method", "object"])
+def test_gradients_that_can_be_differentiated_reach_what_a_step_reads(by: str) -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k = nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x * self.k)
+
+    class Scaled(Trace):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.scale, self.options = Scale(), types.SimpleNamespace(gain=2.0)
+            self.order, self.call = [self.scale], lambda x: self.scale(x)
+            self.method = self.scaled
+            self.holder = types.SimpleNamespace(scale=self.scale)
+
+        def scaled(self, x: Tensor) -> Tensor:
+            y: Tensor = self.scale(x)
+            return y
+
+        def step(self, states: Any, x: Tensor, p: Any) -> Any:
+            scale = {
+                "list": self.order[0], "function": self.call, "method": self.method,
+                "object": self.holder.scale,
+            }[by]  # fmt: skip
+            return super().step(states, scale(x) * self.options.gain, p)
+
+    layer, found = Scaled().double(), []
+    for backend in ("eager", "cpp"):
+        layer.options.gain = 2.0
+        x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 2, 3).requires_grad_()
+        y = unrolled(layer, x, backend)
+        layer.options.gain = 2.0 if backend == "eager" else 9.0
+        inputs = [x, layer.scale.k, layer.raw_beta]
+        first = torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum() + first[1].sum(), inputs)
+        found.append((first, second))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_second_derivatives_need_no_layer_that_is_still_there() -> None:
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
     expected = penalty(Bent(3).double(), x, lambda: None)[0]
@@ -472,6 +610,34 @@ def test_what_has_no_gradient_asks_for_none(step: Step, backend: str) -> None:
     assert y.requires_grad == (step is _both)
     assert layer.mem.requires_grad
     assert not layer.last.requires_grad
+
+
+def _apart(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    other = 0.9 * states.last + x
+    return {"mem": p.beta * states.mem + x, "last": other}, other
+
+
+@pytest.mark.parametrize("run", ["step", "unroll", "chunks", "one"])
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_gradients_are_where_eager_has_them(run: str, backend: str) -> None:
+    layer, x = made(_apart), torch.randn(4, 2, 3)
+    layer.add_state("last")
+    with tt.backends.use("auto" if run == "step" and backend == "cpp" else backend):
+        if run == "step":
+            y = [layer(step) for step in x][-1]
+        elif run == "one":
+            y = layer.unroll(x[:1])
+        else:
+            y = [layer.unroll(part) for part in x.split(4 if run == "unroll" else 2)][-1]
+    assert not y.requires_grad
+    assert not layer.last.requires_grad
+    assert layer.mem.requires_grad
+    layer.zero_states()
+    x.requires_grad_()
+    with tt.backends.use(backend):
+        layer.unroll(x).sum().backward()
+    assert layer.raw_beta.grad is None
+    assert x.grad is not None
 
 
 def _last(self: Any, states: Any, x: Tensor, p: Any) -> Any:
@@ -512,6 +678,18 @@ def test_a_forward_of_one_layer_alone_runs_at_every_timestep() -> None:
     layer.forward = lambda x: plain(2 * x)  # type: ignore[method-assign]
     y = layer.unroll(x)
     assert torch.equal(y, torch.stack([*map(AdaptiveLIF(3), 2 * x)]))
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_hooks_inside_a_layer_see_every_timestep(backend: str) -> None:
+    layer, x, seen = Still(), torch.randn(4, 2, 3), []
+    plain = unrolled(layer, x)
+    hook = layer.gain.register_forward_hook(lambda *call: seen.append(1) or call[2] * 2)
+    y = unrolled(layer, x, backend)
+    assert torch.equal(y, stepped(layer, x))
+    assert len(seen) == 8
+    hook.remove()
+    assert torch.equal(unrolled(layer, x), plain)
 
 
 def test_hooks_on_every_module_see_every_timestep() -> None:

@@ -196,9 +196,28 @@ def test_padding_that_is_no_number_reaches_no_gradient(chunk_size: int | None) -
         x[torch.arange(5)[:, None] >= lengths] = padding
         x.requires_grad_()
         ys = flat(model.unroll(x, lengths=lengths, chunk_size=chunk_size))
+        if not torch.isfinite(x).all():  # what was not touched is as it was
+            assert torch.equal(x.isnan().any(-1), torch.arange(5)[:, None] >= lengths)
         torch.stack([y.square().sum() for y in ys.values()]).sum().backward()
         found.append([*ys.values(), x.grad, *[p.grad for p in model.parameters()]])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_padding_that_is_a_number_is_left_as_it_is() -> None:
+    class Directions(tt.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.leak = Trace(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.leak(x / x.norm(dim=-1, keepdim=True))
+            return y
+
+    model, x = Directions(), torch.ones(4, 2, 3, requires_grad=True)
+    model.unroll(x, lengths=torch.tensor([4, 1])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert model.leak.raw_beta.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])

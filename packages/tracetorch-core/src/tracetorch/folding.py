@@ -96,9 +96,9 @@ def folded(
     """
     if x.ndim < (3 if x.is_floating_point() else 2):
         raise Unfoldable("a timestep has no batch dimension to fold time into")
-    fold = Fold(*x.shape[:2], kept)
+    fold = Fold(x.shape[0], x.shape[1], kept)
     for layer, own in layers.items():
-        layer._fold = Fold(*x.shape[:2], own)
+        layer._fold = fold._replace(kept=own)
     try:
         with time_is(folded=True):
             outputs = forward(x.flatten(0, 1))

@@ -44,8 +44,7 @@ def written(kind: type) -> list[type]:
     return [base for base in kind.__mro__ if not settled(base.__module__)]
 
 
-@functools.lru_cache(1024)
-def slots_of(kind: Any) -> list[str]:
+def slots_of(kind: type) -> list[str]:
     """Names of what objects of a class hold outside of their ``__dict__``."""
     return [
         name
@@ -61,7 +60,8 @@ def attributes(value: Any) -> dict[str, Any]:
     for name in (*slots_of(type(value)), "__dict__"):
         with contextlib.suppress(Exception):  # unset, and whatever else the class makes of that
             found[name] = getattr(value, name)
-    return {**found, **found.pop("__dict__", {})}
+    named = found.pop("__dict__", {})
+    return {**found, **named}
 
 
 def items(value: Any) -> list[Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -76,8 +77,12 @@ class Kept:
         found: set[str] = set()
         with torch._C.DisableTorchFunction():
             for record in self._records:
-                with contextlib.suppress(Exception):
-                    found.update(record.changed())
+                try:
+                    names = record.changed()
+                except Exception:  # of a user's class, which does not want to be compared
+                    continue
+                if names:
+                    found.update(names)
         return sorted(found)
 
     def restore(self) -> None:
@@ -108,7 +113,7 @@ class Kept:
                     seen.add(id(value))
                     with contextlib.suppress(Exception):
                         self._records += self._of(record.named(key), value)
-            for kind in written(type(record.value)) if record.is_object else ():
+            for kind in _about(type(record.value))[0] if record.is_object else ():
                 if id(kind) not in seen:
                     seen.add(id(kind))
                     self._records.append(_Class(kind))
@@ -132,7 +137,7 @@ class Kept:
             return [_Generator(name, value)]
         if foreign(type(value)):
             return []
-        kind, slots = type(value).__name__, slots_of(type(value))
+        kind, slots = type(value).__name__, _about(type(value))[1]
         found: list[_Record] = [_Slots(kind, value, slots)] if slots else []
         return [*found, _Object(kind, value)] if hasattr(value, "__dict__") else found
 
@@ -150,7 +155,7 @@ class Kept:
             _Attributes(name, held),
             _Attributes(name, module._modules),
         ]
-        if not torch.compiler.is_compiling() and (slots := slots_of(type(module))):
+        if not torch.compiler.is_compiling() and (slots := _about(type(module))[1]):
             found.append(_Slots(name, module, slots))
         return found
 
@@ -193,7 +198,8 @@ class _Attributes(_Record):
 
     def changed(self) -> Iterable[str]:
         before, now = self._before, self._held
-        if not _differ(before, now):
+        same = len(before) == len(now) and all(map(operator.is_, before.values(), now.values()))
+        if same and before.keys() == now.keys():
             return ()
         names = {**now, **before}.keys() - self._private
         return [self.named(n) for n in names if now.get(n, _GONE) is not before.get(n, _GONE)]
@@ -240,7 +246,7 @@ class _Slots(_Record):
         return [name for name in self._names if now[name] is not self._before[name]]
 
     def changed(self) -> Iterable[str]:
-        return map(self.named, self._changed())
+        return [self.named(name) for name in self._changed()]
 
     def restore(self) -> None:
         for name in self._changed():
@@ -399,6 +405,17 @@ def _listed(value: Any) -> Any:
 
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+# of classes, those that a user wrote of them and their bases, and their slots
+_kinds: weakref.WeakKeyDictionary[type, tuple[list[type], list[str]]] = weakref.WeakKeyDictionary()
+
+
+def _about(kind: type) -> tuple[list[type], list[str]]:
+    known = _kinds.get(kind)
+    if known is None:
+        known = _kinds[kind] = written(kind), slots_of(kind)
+    return known
+
+
 _PYTHON: Any = getattr(random, "_inst")  # noqa: B009 - not in its stubs
 _NUMPY: Any = np.random.mtrand._rand
 

@@ -28,7 +28,7 @@ class Blind(TorchFunctionMode):
         self._looked: str | None = None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if kind is None and self._looked is not None:
             raise Looked(self._looked)
 

@@ -371,14 +371,16 @@ class Model(Boundary):
 
     def _why_stepped(self, ndim: int, layers: Iterable[Layer]) -> str | None:
         """Why sequences ``[T, B, …]`` of so many dimensions are stepped, as far as is known."""
-        hooks = hooked_modules([*self._memoryless(), *layers])
+        hooks = hooked_modules([*self._memoryless(layers), *layers])
         if hooks and hooks not in self._told and not torch.compiler.is_compiling():
             self._told.add(hooks)
             _log.info("%s is stepped: %s", type(self).__name__, hooks)
         return hooks or self._stepped.get((self.training, ndim))
 
-    def _memoryless(self) -> list[nn.Module]:
-        return [module for module in self.modules() if not isinstance(module, Layer)]
+    def _memoryless(self, layers: Iterable[Layer]) -> list[nn.Module]:
+        """The modules in none of these layers."""
+        own = {id(part) for layer in layers for part in parts(layer)}
+        return [module for module in self.modules() if id(module) not in own]
 
     def _stepped_for(self, why: str, kind: tuple[bool, int], steps: Tensor) -> Any:
         """Step, from now on, if that goes well: else what went wrong is not the folding.
@@ -398,7 +400,7 @@ class Model(Boundary):
         self, steps: Tensor, before: dict[Layer, dict[str, Tensor | None]]
     ) -> str | None:
         """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
-        watched = Kept(self._memoryless(), before, copies="all", draws=True)
+        watched = Kept(self._memoryless(before), before, copies="all", draws=True)
         own = self._parts(before, copies="all")
         kept, sample = [watched, *self._parts(before, copies="all").values()], steps.clone()
         devices = [steps.device] if steps.is_cuda else []
@@ -424,7 +426,7 @@ class Model(Boundary):
 
     def _kept(self, layers: Iterable[Layer]) -> Kept:
         """All that code of the model may change, besides states."""
-        return Kept([*self._memoryless(), *layers], copies="all", draws=True)
+        return Kept([*self.modules(), *layers], copies="all", draws=True)
 
     def _parts(
         self, layers: Iterable[Layer], copies: Literal["none", "all"] = "none"
@@ -436,7 +438,7 @@ class Model(Boundary):
 
     def _folded(self, steps: Tensor, layers: Iterable[Layer]) -> Any:
         own = self._parts(layers)
-        return self._folded_with(Kept(self._memoryless(), own), own, steps)
+        return self._folded_with(Kept(self._memoryless(own), own), own, steps)
 
     def _folded_with(self, kept: Kept, own: dict[Layer, Kept], steps: Tensor) -> Any:
         if why := hooked_modules(kept.modules):
