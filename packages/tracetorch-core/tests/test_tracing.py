@@ -115,7 +115,7 @@ def _handled(self: Any, states: Any, x: Tensor, p: Any) -> Any:
 def _handled_look(self: Any, states: Any, x: Tensor, p: Any) -> Any:
     mem = p.beta * states.mem + x
     try:
-        y = mem / float(mem.detach().max())
+        y = mem / mem.detach().numpy().max()
     except Exception:
         y = mem
     return {"mem": mem}, y
@@ -153,7 +153,7 @@ IMPURE = {
     "transposed": (_transposed, "shows a tensor in another way"),
     "one sample": (leaky(lambda self, x, p: 2 if len(x) == 1 else 1), OTHERWISE),
     "handled": (_handled, "cumsum at"),
-    "handled look": (_handled_look, "looks at values (Tensor.__float__)"),
+    "handled look": (_handled_look, "looks at values (Tensor.numpy)"),
     "first timestep": (_first, "it reads the layer's states from before"),
     "bits": (_bits, "shows a tensor in another way"),
 }

@@ -78,11 +78,10 @@ class Kept:
         with torch._C.DisableTorchFunction():
             for record in self._records:
                 try:
-                    names = record.changed()
-                except Exception:  # of a user's class, which does not want to be compared
-                    continue
-                if names:
-                    found.update(names)
+                    if names := record.changed():
+                        found.update(names)
+                except Exception:  # noqa: S110 - of a user's class, which does not want to be read
+                    pass
         return sorted(found)
 
     def restore(self) -> None:
