@@ -43,7 +43,7 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
     return not all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
-_anywhere: Any = nn.modules.module._has_any_global_hook
+_everywhere: Any = nn.modules.module
 
 
 def hooked(module: nn.Module) -> bool:
@@ -53,7 +53,10 @@ def hooked(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or _anywhere()
+        or _everywhere._global_forward_hooks
+        or _everywhere._global_forward_pre_hooks
+        or _everywhere._global_backward_hooks
+        or _everywhere._global_backward_pre_hooks
     )
 
 
