@@ -26,7 +26,10 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
     """The ``context_fn`` with which ``torch.utils.checkpoint`` may recompute ``module``.
 
     Checkpointing runs a forward pass twice; without this, the second run would start from the
-    states the first one left. A layer that is recomputed without it raises ``RuntimeError``.
+    states the first one left. A layer that is recomputed without it raises ``RuntimeError``. What
+    else can be reached from the module's modules (attributes, containers, buffers, generators of
+    random numbers) is as it was, too, and afterwards as the forward pass left it; but not which
+    modules there are, where the forward pass makes some.
 
     Args:
         module: a model, a layer, or any module that contains layers.
