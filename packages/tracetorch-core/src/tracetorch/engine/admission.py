@@ -64,7 +64,7 @@ def overridden(layer: Layer, *methods: str) -> str | None:
     """The first of these methods that the layer does not have from ``tt.Layer``."""
     from tracetorch.layer import Layer as Base
 
-    kind, own = type(layer), vars(layer)
+    kind, own = type(layer), {} if torch.compiler.is_compiling() else vars(layer)
     for name in methods:
         if getattr(kind, name) is not getattr(Base, name):
             return name
