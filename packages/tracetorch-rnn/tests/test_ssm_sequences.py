@@ -565,7 +565,7 @@ def test_the_source_shows_both_directions_and_the_equation() -> None:
     assert "typedef double real;" in layer.kernel_source(dtype=torch.float64)
     assert forward.count("= math::exp(") == backward.count("= math::exp(")
     assert "now[k][i] = " in forward
-    assert "part_A[k][i] += " in backward
+    assert "part_As[k][i] += " in backward
     with pytest.raises(tt.BackendError, match=r"SelectiveSSM\(3, 4, 2.* no kernel: .*bfloat16"):
         layer.bfloat16().kernel_source(dtype=torch.bfloat16)
     layer = SSM(3, 4, 2)
