@@ -44,6 +44,8 @@ def conforms(*tests: str, at_least: int, **environment: str) -> None:
     done = run(*options, TRACETORCH_TEST_BACKEND="triton", **environment)
     if re.search("does not run on this NumPy|only 0-dimensional arrays", done.stdout):
         pytest.skip("this Triton's interpreter does not run on this NumPy")
+    if "InterpreterBuilder' object has no attribute" in done.stdout:
+        pytest.skip("this Triton's interpreter lacks what sums over blocks need")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     passed = re.search(r"^(\d+) passed", done.stdout, re.MULTILINE)
     assert passed is not None, done.stdout

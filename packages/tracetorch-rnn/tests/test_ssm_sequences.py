@@ -271,6 +271,8 @@ def test_interpreted_triton_kernels_conform() -> None:
     )  # fmt: skip
     if "only 0-dimensional arrays" in done.stdout:
         pytest.skip("this Triton's interpreter does not run on this NumPy")
+    if "InterpreterBuilder' object has no attribute" in done.stdout:
+        pytest.skip("this Triton's interpreter lacks what sums over blocks need")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert re.search(r"^1\d passed", done.stdout, re.MULTILINE), done.stdout
 
