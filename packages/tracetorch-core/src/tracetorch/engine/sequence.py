@@ -122,7 +122,10 @@ def _keep(layer: Layer, states: Sequence[Tensor], random: Tensor | None, steps: 
     final: dict[str, Tensor | None] = dict(zip(names, states[: len(names)], strict=True))
     if random is not None:
         final[RANDOM] = after(random, steps)
-    layer._states = final
+    if torch.compiler.is_compiling():
+        layer._states = final
+    else:  # past what a module does for attributes, which takes as long as an operation
+        vars(layer)["_states"] = final
 
 
 def source(layer: Layer, ndim: int, dtype: torch.dtype, backward: bool, backend: str) -> str:
