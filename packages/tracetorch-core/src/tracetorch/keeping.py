@@ -11,7 +11,7 @@ import operator
 import random
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -86,21 +86,21 @@ class Kept:
 
     def restore(self) -> None:
         """Put everything back."""
+        self._undo(lambda record: record.restore())
+
+    def rewind(self) -> None:
+        """Put back what is still there, for code to run again; modules it made are there then."""
+        self._undo(lambda record: record.rewind())
+
+    def _undo(self, undo: Callable[[_Record], None]) -> None:
         if torch.compiler.is_compiling():
             for record in self._records:
-                record.restore()
+                undo(record)
             return
         with torch._C.DisableTorchFunction():
             for record in self._records:
                 with contextlib.suppress(Exception):
-                    record.restore()
-
-    def rewind(self) -> None:
-        """Put back what is still there, for code to run again; modules it made are there then."""
-        with torch._C.DisableTorchFunction():
-            for record in self._records:
-                with contextlib.suppress(Exception):
-                    record.rewind()
+                    undo(record)
 
     def _look_into(self, seen: set[int]) -> None:
         if self._draws:
@@ -186,25 +186,46 @@ class _Record:
         return self.name
 
 
-class _Attributes(_Record):
-    """What there is by name."""
+class _Named(_Record):
+    """What holds others by name."""
 
+    _before: dict[str, Any]
+
+    def _changed(self) -> list[str]:
+        """Which names stand for something else now."""
+        raise NotImplementedError
+
+    def changed(self) -> Iterable[str]:
+        return [self.named(name) for name in self._changed()]
+
+    def inside(self) -> Iterable[tuple[str, Any]]:
+        return self._before.items()
+
+    def named(self, key: str) -> str:
+        return f"{self.name}.{key}"
+
+
+def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = {**now, **before}
+    return [n for n in names if now.get(n, _GONE) is not before.get(n, _GONE)]
+
+
+class _Attributes(_Named):
     def __init__(
         self, name: str, value: dict[str, Any], private: frozenset[str] = frozenset()
     ) -> None:
         self.name, self.value, self._held, self._private = name, value, value, private
         self._before = dict(value)
 
-    def changed(self) -> Iterable[str]:
+    def _changed(self) -> list[str]:
         before, now = self._before, self._held
         same = len(before) == len(now) and all(map(operator.is_, before.values(), now.values()))
         if same and before.keys() == now.keys():
-            return ()
-        names = {**now, **before}.keys() - self._private
-        return [self.named(n) for n in names if now.get(n, _GONE) is not before.get(n, _GONE)]
+            return []
+        return [name for name in _others(before, now) if name not in self._private]
 
     def restore(self) -> None:
-        if self.changed():
+        if self._changed():
             for name in self._held.keys() - self._before.keys() - self._private:
                 del self._held[name]
             self._held.update(self.inside())
@@ -215,9 +236,6 @@ class _Attributes(_Record):
 
     def inside(self) -> Iterable[tuple[str, Any]]:
         return [(n, value) for n, value in self._before.items() if n not in self._private]
-
-    def named(self, key: str) -> str:
-        return f"{self.name}.{key}"
 
 
 class _Object(_Attributes):
@@ -230,7 +248,7 @@ class _Object(_Attributes):
         self.value = value
 
 
-class _Slots(_Record):
+class _Slots(_Named):
     is_object = True
 
     def __init__(self, name: str, value: Any, names: Iterable[str]) -> None:
@@ -241,11 +259,7 @@ class _Slots(_Record):
         return {name: getattr(self.value, name, _GONE) for name in self._names}
 
     def _changed(self) -> list[str]:
-        now = self._now()
-        return [name for name in self._names if now[name] is not self._before[name]]
-
-    def changed(self) -> Iterable[str]:
-        return [self.named(name) for name in self._changed()]
+        return _others(self._before, self._now())
 
     def restore(self) -> None:
         for name in self._changed():
@@ -254,14 +268,8 @@ class _Slots(_Record):
             else:
                 object.__setattr__(self.value, name, self._before[name])
 
-    def inside(self) -> Iterable[tuple[str, Any]]:
-        return self._before.items()
 
-    def named(self, key: str) -> str:
-        return f"{self.name}.{key}"
-
-
-class _Class(_Record):
+class _Class(_Named):
     """What stands in a class that a user wrote."""
 
     def __init__(self, value: type) -> None:
@@ -271,24 +279,15 @@ class _Class(_Record):
     def _now(self) -> dict[str, Any]:
         return {n: value for n, value in vars(self.value).items() if not n.startswith("__")}
 
-    def changed(self) -> Iterable[str]:
-        before, now = self._before, self._now()
-        names = now.keys() | before.keys() if _differ(before, now) else ()
-        return [self.named(n) for n in names if now.get(n, _GONE) is not before.get(n, _GONE)]
+    def _changed(self) -> list[str]:
+        return _others(self._before, self._now())
 
     def restore(self) -> None:
-        now = self._now()
-        for name in now.keys() | self._before.keys():
-            if name not in self._before:
-                delattr(self.value, name)
-            elif now.get(name, _GONE) is not self._before[name]:
+        for name in self._changed():
+            if name in self._before:
                 setattr(self.value, name, self._before[name])
-
-    def inside(self) -> Iterable[tuple[str, Any]]:
-        return self._before.items()
-
-    def named(self, key: str) -> str:
-        return f"{self.name}.{key}"
+            else:
+                delattr(self.value, name)
 
 
 class _Items(_Record):

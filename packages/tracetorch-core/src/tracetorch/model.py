@@ -347,8 +347,9 @@ class Model(Boundary):
         before = self._standing()
         if torch.compiler.is_compiling() or not active.all():
             # what pads a sequence may be no number, and would make every gradient none
-            kept = active.to(steps.device).view(1, -1, *(1,) * (steps.ndim - 2))
-            steps = torch.where(kept | steps.isfinite(), steps, torch.zeros_like(steps))
+            steps = torch.where(
+                _over(active, steps) | steps.isfinite(), steps, torch.zeros_like(steps)
+            )
         y = self._folded_or_stepped(steps)
         self._hold(active, before)
         return tree_map(lambda t: _silenced(t, active), y)
@@ -630,8 +631,12 @@ def _silenced(output: Tensor, active: Tensor) -> Tensor:
             f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every "
             f"state and output of a timestep, got one of shape {list(output.shape[1:])}"
         )
-    kept = active.to(output.device).view(1, -1, *(1,) * (output.ndim - 2))
-    return torch.where(kept, output, torch.zeros_like(output))
+    return torch.where(_over(active, output), output, torch.zeros_like(output))
+
+
+def _over(active: Tensor, sequence: Tensor) -> Tensor:
+    """The mask of samples, to be broadcast with ``[T, B, …]``."""
+    return active.to(sequence.device).view(1, -1, *(1,) * (sequence.ndim - 2))
 
 
 def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:

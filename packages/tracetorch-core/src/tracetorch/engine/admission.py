@@ -43,16 +43,14 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
     return not all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _everywhere: Any = nn.modules.module
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks, its own or those on every module."""
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        any(getattr(module, name) for name in HOOKS)
         or _everywhere._global_forward_hooks
         or _everywhere._global_forward_pre_hooks
         or _everywhere._global_backward_hooks

@@ -1,7 +1,7 @@
 """What a step may read besides tensors, as a key: another key, another kernel.
 
-Attributes of the layer and its modules and what these hold, to some depth; of classes and functions
-that are neither ours nor torch's also class attributes, closures and globals.
+Attributes of the layer and its modules and all that these hold, up to a number of values; of
+classes and functions that are neither ours nor torch's also class attributes, closures and globals.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tracetorch.engine.admission import HOOKS
 from tracetorch.holding import attributes, foreign, items, settled, slots_of, written
 from tracetorch.keeping import private_of
 
@@ -30,7 +31,6 @@ _MANY = 1000
 # values that are looked at in all
 _MOST = 5000
 _PLAIN = frozenset((int, str, bytes, bool, type(None), torch.dtype, torch.device))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fingerprint(layer: Layer) -> Fingerprint:
@@ -104,7 +104,7 @@ class _Look:
         found += self._class(type(module))
         self._full += [held, module._modules]
         if not own:  # those of the layer are of its call
-            hooks = [held[name] for name in _HOOKS]
+            hooks = [held[name] for name in HOOKS]
             self._full += hooks
             found.append((*map(len, hooks),))
         return [*found, *self._read(module._modules, module._modules)]

@@ -69,6 +69,11 @@ class Program:
         """What gradients are asked by: x, the states, the parameters."""
         return ("x", *self.traced.states, *self.traced.parameters)
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """What it computes, in the order of outputs and cotangents: y, the new states."""
+        return ("y", *(f"new {name}" for name in self.traced.states))
+
     def wanted(self, flags: Sequence[bool]) -> tuple[str, ...]:
         """The gradients to compute, given a flag for each of :attr:`inputs`."""
         asked = {f"grad {name}" for name, flag in zip(self.inputs, flags, strict=True) if flag}
@@ -144,8 +149,7 @@ class Plan:
         program = self.program
         known = [name for name, has in zip(program.inputs, tracked, strict=True) if has]
         found = program.traced.reached(known, again)
-        ends = ("y", *(f"new {name}" for name in program.traced.states))
-        return [at for at, name in enumerate(ends) if name not in found]
+        return [at for at, name in enumerate(program.ends) if name not in found]
 
     def forward(
         self,
@@ -228,11 +232,10 @@ class Plan:
         """Which inputs no given cotangent, of y and the new states, leads to."""
         if all(given):
             return set()
-        traced = self.program.traced
-        ends = ("y", *(f"new {name}" for name in traced.states))
-        asked = {name for name, has in zip(ends, given, strict=True) if has}
-        names = enumerate(self.program.inputs)
-        return {at for at, name in names if asked.isdisjoint(traced.reached([name], again))}
+        program = self.program
+        asked = {name for name, has in zip(program.ends, given, strict=True) if has}
+        reached = [program.traced.reached([name], again) for name in program.inputs]
+        return {at for at, found in enumerate(reached) if asked.isdisjoint(found)}
 
     def _summed(self, gradient: Tensor, parameter: Tensor) -> Tensor:
         """A parameter's gradient per lane, summed to the parameter's shape."""
