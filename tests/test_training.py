@@ -202,7 +202,7 @@ def test_two_models_never_touch_each_other(tmp_path: Path) -> None:
         assert all(other.get_states()[name] is state for name, state in before.items())
     assert all(torch.equal(p, weights[name]) for name, p in other.state_dict().items())
     assert all(p.grad is None for p in other.parameters())
-    assert not any(layer._baked for _, layer in other.named_layers())
+    assert not any(layer.tt.compiled for _, layer in other.named_layers())
 
 
 def test_taking_turns_is_taking_them_one_after_the_other() -> None:

@@ -12,6 +12,7 @@ import tracetorch as tt
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from tracetorch.engine.serving import programs
 from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
 
@@ -114,7 +115,7 @@ class Called(Trace):
         (Looking, "looks at values (Tensor.__bool__)"),
         (Reading, "neither a state, a parameter nor computed from them"),
         (Shaped, "flip at"),
-        (Recording, "it changes Recording.seen; a step must be pure"),
+        (Recording, "its step reads Recording.seen, a list"),
         (Called, "Called has its own forward"),
     ],
 )
@@ -232,7 +233,7 @@ def test_a_timestep_of_few_operations_runs_them(learns: bool) -> None:
         with torch.set_grad_enabled(learns):
             y, _ = layer(torch.ones(2, 3)), layer(torch.ones(2, 3))
         assert not learns or ("_Fused" in type(y.grad_fn).__name__) is kernel
-        assert any(plan is not None for plan in layer._known.programs.values()) is kernel
+        assert bool(programs(layer.tt.findings)) is kernel
 
 
 def test_a_timestep_and_a_sequence_take_the_same_kernel() -> None:
@@ -265,7 +266,7 @@ def test_attributes_that_change_all_the_time_make_no_kernel_each() -> None:
     layer, reference, x = Counting(3), AdaptiveLIF(3), torch.tensor([0.01, 0.1, 1.0])
     for count in range(1, 60):
         assert torch.equal(layer(x), reference(x * count))
-    assert 10 < len(layer._known.programs) <= 32
+    assert 10 < len(programs(layer.tt.findings)) <= 32
 
 
 def test_a_timestep_with_a_tensor_of_another_kind_or_a_mode_is_seen_by_it() -> None:
@@ -355,7 +356,7 @@ def test_compiled_graphs_hold_the_operator_and_opcheck_passes() -> None:
     unroll = torch.compile(layer.unroll, fullgraph=True, backend=backend)
     torch.testing.assert_close(unroll(x), expected)
     assert "tracetorch.unroll" in graphs[0].code
-    (name,) = {by.plan.program.name for by in layer._known.programs.values() if by}
+    (name,) = {by.plan.program.name for by in programs(layer.tt.findings)}
     like = torch.randn(2, 4).double()
     states = [like.clone().requires_grad_() for _ in range(2)]
     parameters = [torch.rand(shape).double().requires_grad_() for shape in ((4,), (), (4,))]
@@ -447,4 +448,4 @@ def test_looking_for_anomalies_changes_nothing() -> None:
     layer, x = AdaptiveLIF(3), torch.rand(9, 2, 3)
     with torch.autograd.detect_anomaly(check_nan=False), tt.backends.use("cpp"):
         layer.unroll(x).sum().backward()
-    assert any(plan is not None for plan in layer._known.programs.values())
+    assert programs(layer.tt.findings)

@@ -15,6 +15,7 @@ from tracetorch.engine import build
 RUN = """
 import logging, subprocess, sys, torch, tracetorch as tt
 from tracetorch import testing
+from tracetorch.engine.serving import programs
 logging.basicConfig(level=logging.INFO, format="LOG %(message)s", stream=sys.stdout)
 plain = subprocess.run
 def counted(*args, **kwargs):
@@ -26,7 +27,7 @@ with torch.no_grad():
     y = layer.unroll(torch.ones(4, 2, 3))
 expected = [1.0, 1.8, 2.44, 2.952]
 assert torch.allclose(y[:, 0, 0], torch.tensor(expected)), y
-print("BACKEND", any(layer._known.programs.values()))
+print("BACKEND", bool(programs(layer.tt.findings)))
 print("STATUS", tt.backends.status()["cpp"])
 """
 

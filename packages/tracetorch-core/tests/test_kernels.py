@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 from tracetorch.engine import ops
+from tracetorch.effective import promoted
 from tracetorch.engine.scan import Scan
 
 # one torch spelling, at least, for each row: what a step would call, on arguments that fit it
@@ -104,7 +105,7 @@ def results(layer: tt.Layer, x: Tensor, backend: str, seed: int = 0) -> dict[str
     layer.zero_states()
     layer.zero_grad()
     x = x.detach().clone().requires_grad_()
-    around = {name: torch.randn(x.shape[1:]).to(layer._state_dtype(x)) for name in layer._states}
+    around = {name: torch.randn(x.shape[1:]).to(promoted(layer, x.dtype)) for name in layer.tt.states}
     incoming = {name: state.requires_grad_() for name, state in around.items()}
     layer.set_states(incoming)
     with tt.backends.use(backend):

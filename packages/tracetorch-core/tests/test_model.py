@@ -378,7 +378,7 @@ def test_a_layer_added_while_compiled_learns() -> None:
     assert model.held[0].raw_beta.grad is None
     assert late.raw_beta.grad is not None
     model.TTdecompile()
-    assert all(layer._baked is None for _, layer in model.named_layers())
+    assert all(not layer.tt.compiled for _, layer in model.named_layers())
 
 
 def test_attributes_of_any_name_are_searched() -> None:
@@ -438,7 +438,7 @@ def test_moving_a_model_touches_every_tensor_once(hiding: str) -> None:
     layers = dict(model.named_layers())
     assert len(layers) == 3
     for layer in layers.values():
-        if "mem" in layer._states:
+        if "mem" in layer.tt.states:
             layer.mem = torch.ones(1, 1)
     before = {**stored(model), **{n: s.clone() for n, s in model.get_states().items()}}
     model._apply(lambda tensor: 2.0 * tensor)

@@ -11,6 +11,8 @@ import pytest
 import torch
 import tracetorch as tt
 from torch import Tensor, nn
+from tracetorch.effective import promoted
+from tracetorch.engine.serving import programs
 
 PERIOD = 16  # timesteps between kept states; 32 where two states or fewer are kept
 
@@ -91,7 +93,7 @@ def of(kind: str, *args: Any, **options: Any) -> tt.Layer:
 
 def by_numpy(layer: tt.Layer, x: Tensor) -> tuple[Any, list[Any]]:
     """Outputs and final states of a float64 sequence ``[T, B, N]``, written out again."""
-    values = {name: getattr(layer, name).detach().numpy() for name in layer._specs}
+    values = {name: getattr(layer, name).detach().numpy() for name in layer.tt.declaration.parameters}
     first, second, ys = np.zeros(x.shape[1:]), np.zeros(x.shape[1:]), []
     for x_t in x.detach().numpy():
         if isinstance(layer, Adaptive):
@@ -132,9 +134,9 @@ def everything(
     """Outputs, final states, and gradients of input, incoming states and parameters."""
     torch.manual_seed(4)
     x = x.detach().requires_grad_()
-    dtype = layer._state_dtype(x)
+    dtype = promoted(layer, x.dtype)
     start = {
-        name: (torch.rand(x.shape[1:]) * 0.5).to(dtype).requires_grad_() for name in layer._states
+        name: (torch.rand(x.shape[1:]) * 0.5).to(dtype).requires_grad_() for name in layer.tt.states
     }
     layer.set_states(start)
     with tt.backends.use(backend):
@@ -234,9 +236,9 @@ def test_what_is_not_learned_gets_no_gradient_and_costs_none(kind: str) -> None:
     layer, x = of(kind, 5, learn=False), 2 * torch.rand(20, 2, 5, dtype=torch.float64)
     assert_fused_is_eager(layer, x)
     frozen = {
-        f"grad {spec.name}" for spec in layer._specs.values() if spec.raw_name in layer._buffers
+        f"grad {spec.name}" for spec in layer.tt.declaration.parameters.values() if spec.raw_name in layer._buffers
     }
-    plans = [by.plan for by in layer._known.programs.values() if by is not None]
+    plans = [by.plan for by in programs(layer.tt.findings)]
     assert frozen
     assert plans
     assert all(frozen.isdisjoint(plan.wanted) for plan in plans)
@@ -366,7 +368,6 @@ def test_without_gradients_nothing_is_kept_for_them() -> None:
     with torch.no_grad():
         y = layer.unroll(x)
     assert not y.requires_grad
-    (by,) = layer._known.programs.values()
-    assert by is not None
+    (by,) = programs(layer.tt.findings)
     assert by.plan.wanted == ()
     assert len(by.plan.outputs(x, [*layer.get_states().values()], False)) == 3

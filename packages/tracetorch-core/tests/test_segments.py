@@ -10,7 +10,9 @@ import tracetorch as tt
 from torch import Tensor
 from tracetorch import testing
 from tracetorch.engine import segments
-from tracetorch.engine.trace import trace
+from tracetorch.calls import subject_of
+from tracetorch.engine.trace import scene_of, trace
+from tracetorch.reasons import Refused
 
 
 class Filter(tt.Layer):
@@ -72,12 +74,12 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", AFFINE)
 def test_affine_steps_are_known(kind: str) -> None:
-    assert segments.affine(trace(layer_of(AFFINE[kind]), torch.float32, 2))
+    assert segments.affine(traced_of(layer_of(AFFINE[kind])))
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_steps_are_known(kind: str) -> None:
-    assert not segments.affine(trace(layer_of(OTHERS[kind]), torch.float32, 2))
+    assert not segments.affine(traced_of(layer_of(OTHERS[kind])))
 
 
 def everything(layer: tt.Layer, x: Tensor, start: dict[str, Tensor]) -> list[Tensor]:
@@ -111,7 +113,7 @@ def test_segments_are_the_loop(
     cut: list[int], make: Any, shape: tuple[int, ...], dim: int, pieces: int
 ) -> None:
     layer, x = make(3, dim=dim).double(), torch.randn(101, *shape, dtype=torch.float64)
-    start = {name: torch.randn(shape, dtype=torch.float64) for name in layer._states}
+    start = {name: torch.randn(shape, dtype=torch.float64) for name in layer.tt.states}
     expected = everything(layer, x, start)
     cut[0] = pieces
     with tt.backends.use("cpp"):
@@ -123,7 +125,7 @@ def test_segments_are_the_loop(
 @pytest.mark.parametrize("steps", [4, 5, 7, 8])
 def test_any_length_can_be_cut(cut: list[int], steps: int) -> None:
     layer, x = Filter(3).double(), torch.randn(steps, 2, 3, dtype=torch.float64)
-    start = {name: torch.randn(2, 3, dtype=torch.float64) for name in layer._states}
+    start = {name: torch.randn(2, 3, dtype=torch.float64) for name in layer.tt.states}
     expected = everything(layer, x, start)
     cut[0] = 4
     torch.testing.assert_close(everything(layer, x, start), expected, rtol=1e-10, atol=1e-10)

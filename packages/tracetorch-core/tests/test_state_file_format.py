@@ -50,7 +50,7 @@ def stepped() -> Net:
 
 def everything(model: tt.Model) -> dict[str, Tensor | None]:
     layers = list(model.named_layers())
-    states = {f"{name}.{s}": getattr(layer, s) for name, layer in layers for s in layer._states}
+    states = {f"{name}.{s}": getattr(layer, s) for name, layer in layers for s in layer.tt.states}
     return {**states, **parameters(model)}
 
 

@@ -17,12 +17,14 @@ import tracetorch as tt
 from torch import Tensor
 from tracetorch import backends, testing
 from tracetorch.engine import launch, ops, triton, triton_scan
-from tracetorch.engine.graph import Refused, ordered
+from tracetorch.engine.graph import ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.program import Program
 from tracetorch.engine.scan import Scan
 from tracetorch.engine.scan_kernel import ScanKernel
-from tracetorch.engine.trace import trace
+from tracetorch.calls import subject_of
+from tracetorch.engine.trace import scene_of, trace
+from tracetorch.reasons import Refused
 
 here = Path(__file__).parent
 needs_triton = pytest.mark.skipif(
@@ -109,7 +111,7 @@ def kernel_of(
     real: torch.dtype = torch.float32,
     stored: torch.dtype | None = None,
 ) -> Kernel:
-    traced = trace(layer.to(real), real, 2)
+    traced = traced_of(layer.to(real), real)
     program = Program(traced, real, stored or real, layer.num_neurons, -1, "triton")
     return program.kernel(program.gradients, backward)
 
@@ -161,7 +163,7 @@ by_row: Any = _by_row()
 
 
 def test_everything_is_every_row() -> None:
-    traced = trace(Everything().double(), torch.float64, 2)
+    traced = traced_of(Everything().double(), torch.float64)
     nodes = ordered([*traced.forward.values(), *traced.backward.values()])
     assert {node.op for node in nodes} - {"input", "const", "random"} == set(ops.TABLE)
 

@@ -72,14 +72,14 @@ def results(
     torch.manual_seed(0)
     layer.to(device).zero_states()
     x = x.detach().clone()
-    shape, dtype = x.shape[1:], layer._state_dtype(x)
-    sources = {"x": x, **{name: torch.randn(shape, dtype=dtype) for name in layer._states}}
+    shape, dtype = x.shape[1:], promoted(layer, x.dtype)
+    sources = {"x": x, **{name: torch.randn(shape, dtype=dtype) for name in layer.tt.states}}
     sources = {name: source.to(device) for name, source in sources.items()}
     sources |= dict(layer.named_parameters())
     wanted = set(sources if asked is None else asked)
     for name, source in sources.items():
         source.requires_grad_(name in wanted)
-    layer.set_states({name: sources[name] for name in layer._states})
+    layer.set_states({name: sources[name] for name in layer.tt.states})
     with tt.backends.use(backend):
         y = layer.unroll(sources["x"])
         found = {"y": y, **{f"final {name}": s for name, s in layer.get_states().items()}}

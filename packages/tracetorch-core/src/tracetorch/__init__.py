@@ -12,13 +12,13 @@ __path__ = extend_path(__path__, __name__)
 
 from tracetorch import backends, constraints, functional
 from tracetorch.backends import BackendError
-from tracetorch.checking import check_unroll
-from tracetorch.checkpointing import restored_states
 from tracetorch.constraints import Constraint
-from tracetorch.errors import LayerError, StateError, StateFileError
+from tracetorch.errors import FoldError, LayerError, StateError, StateFileError
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 from tracetorch.randomness import Random
+from tracetorch.sequences.checking import check_unroll
+from tracetorch.sequences.recomputing import restored_states
 from tracetorch.walk import named_layers
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendError",
     "Constraint",
+    "FoldError",
     "Layer",
     "LayerError",
     "Model",

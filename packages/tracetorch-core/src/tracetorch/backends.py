@@ -16,41 +16,46 @@ Example:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-log = logging.getLogger("tracetorch")
+from torch import nn
 
-NAMES = ("auto", "cpp", "triton", "eager")
+from tracetorch import choice
+from tracetorch.choice import AUTO, EAGER, BackendError, chosen
+from tracetorch.engine import memory
+from tracetorch.engine.serving import why_stepped
+from tracetorch.engine.targets import TARGETS
+from tracetorch.walk import named_layers
+
+__all__ = ["READY", "BackendError", "chosen", "empty_cache", "select", "status", "use"]
+
 READY = "ready"
 
-_everywhere = "auto"
-_here: ContextVar[str | None] = ContextVar("tracetorch_backend", default=None)
-_said: set[str] = set()
 
+def status(module: nn.Module | None = None) -> dict[str, str]:
+    """Each backend with ``"ready"``, or why it is not there.
 
-class BackendError(RuntimeError):
-    """A backend chosen by name cannot serve; the message names the layer and says why."""
+    Args:
+        module: a model or layer; then, of each of its layers by name, ``"ready"`` or why it was
+            stepped when it was last asked.
 
-
-def status() -> dict[str, str]:
-    """Each backend with ``"ready"``, or why it is not there."""
-    from tracetorch.engine import build, launch
-
-    found = build.compiler()
-    cpp = READY if found else f"no C++ compiler: none of {', '.join(build.COMPILERS)} is on PATH"
-    return {"cpp": cpp, "eager": READY, "triton": launch.missing() or READY}
-
-
-def chosen() -> str:
-    """The choice in force here; in a compiled graph, the one it was compiled under."""
-    return _here.get() or _everywhere
-
-
-# torch 2.6 cannot read a context variable while it compiles
-chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> class Listing(tt.testing.Trace):
+        ...     gains = [1.0, 2.0]
+        ...     def step(self, states, x, p):
+        ...         return super().step(states, x * self.gains[0], p)
+        >>> layer = Listing(3)
+        >>> y = layer.unroll(torch.ones(4, 2, 3))
+        >>> tt.backends.status(layer)[""].partition(";")[0]
+        'its step reads Listing.gains, a list, and what is in it may change unseen'
+    """
+    if module is not None:
+        whys = {name: why_stepped(layer.tt.findings) for name, layer in named_layers(module)}
+        return {name: READY if why is None else str(why) for name, why in whys.items()}
+    found = {name: target.missing() or READY for name, target in TARGETS.items()}
+    return {**found, EAGER: READY}
 
 
 def select(name: str) -> None:
@@ -60,8 +65,7 @@ def select(name: str) -> None:
         ValueError: there is no backend of that name.
         BackendError: it is not ready; :func:`status` says why.
     """
-    global _everywhere
-    _everywhere = _checked(name)
+    choice.choose(_checked(name))
 
 
 @contextmanager
@@ -72,11 +76,8 @@ def use(name: str) -> Iterator[None]:
         ValueError: there is no backend of that name.
         BackendError: it is not ready; :func:`status` says why.
     """
-    token = _here.set(_checked(name))
-    try:
+    with choice.choosing(_checked(name)):
         yield
-    finally:
-        _here.reset(token)
 
 
 def empty_cache() -> None:
@@ -85,24 +86,13 @@ def empty_cache() -> None:
     Outputs and gradients of sequences lie in blocks that are kept for the next one, up to
     ``$TRACETORCH_KEEP_MB`` (by default a sixteenth of the machine's memory, at most 1 GiB).
     """
-    from tracetorch.engine import memory
-
     memory.empty_cache()
 
 
 def _checked(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"the backend must be one of {', '.join(NAMES)}, got {name!r}")
-    if name != "auto" and (why := status()[name]) != READY:
+    names = (AUTO, *TARGETS, EAGER)
+    if name not in names:
+        raise ValueError(f"the backend must be one of {', '.join(names)}, got {name!r}")
+    if name in TARGETS and (why := TARGETS[name].missing()):
         raise BackendError(f"the backend {name!r} is not ready: {why}")
     return name
-
-
-def cannot(layer: object, why: str) -> None:
-    """Say once in the log that a layer runs eagerly; BackendError if one was asked for by name."""
-    if chosen() not in ("auto", "eager"):
-        raise BackendError(f"{layer!r} cannot run on the backend {chosen()!r}: {why}")
-    message = f"{type(layer).__name__} runs step by step: {why}"
-    if message not in _said:
-        _said.add(message)
-        log.info("%s", message)

@@ -40,6 +40,10 @@ class StateError(LayerError):
     """A state, or what should become one, does not fit its layer or its input."""
 
 
+class FoldError(RuntimeError):
+    """A model's timesteps were to run at once and cannot, or have changed something by it."""
+
+
 class StateFileError(ValueError):
     """A state file is unreadable, damaged or not what it claims to be."""
 

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.checkpoint import checkpoint
 
-from tracetorch import state_files
-from tracetorch.assembling import assembled
-from tracetorch.checkpointing import restored_states
-from tracetorch.engine.admission import parts, peculiar, transformed
+from tracetorch import saving
 from tracetorch.errors import LayerError, StateError
-from tracetorch.folding import Unfoldable, folded, hooked_modules, looking_out
-from tracetorch.keeping import TORCHS, Kept
 from tracetorch.layer import Layer
-from tracetorch.parameters import checked_integer
-from tracetorch.randomness import RANDOM
-from tracetorch.state_files import StateFile, StateRecord, dtype_name
+from tracetorch.sequences.decision import Decisions, numbered_decisions
+from tracetorch.sequences.fold import in_use
+from tracetorch.sequences.unrolling import Options, restore, standing, unrolled
 from tracetorch.states import IncompatibleStates, checked_states, compared
+from tracetorch.summary import ParameterCount, count, table
 from tracetorch.walk import Boundary, named_layers
-
-_log = logging.getLogger("tracetorch")
-
-
-class ParameterCount(NamedTuple):
-    """How many scalar parameters a model has.
-
-    Attributes:
-        total: all of them, those of layers in containers and plain objects included.
-        in_layers: those inside tt layers.
-        learnable: those of the total that require a gradient.
-    """
-
-    total: int
-    in_layers: int
-    learnable: int
 
 
 class Model(Boundary):
@@ -78,25 +56,42 @@ class Model(Boundary):
         {}
     """
 
-    # what is known of how it unrolls
-    _tracetorch_private = TORCHS | frozenset(("_stepped", "_foldable", "_changing", "_told"))
+
+    tt: Decisions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._stepped: dict[tuple[bool, int], str] = {}
-        self._foldable: set[tuple[bool, int]] = set()
-        self._changing: set[tuple[bool, int]] = set()
-        self._told: set[str] = set()
+        self.tt = numbered_decisions(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``; an error of a layer says the layer's qualified name."""
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
-        try:
+        with self._alone():
             return super().__call__(*args, **kwargs)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it, this thread has the model; errors of layers are named.
+
+        Raises:
+            RuntimeError: another thread has it.
+        """
+        own, me = self.tt, threading.get_ident()
+        # one operation, which no other thread can come between
+        having = vars(own).setdefault("having", me)
+        if having != me:
+            raise RuntimeError(in_use(self))
+        own.depth += 1
+        try:
+            yield
         except LayerError as error:
             self._locate(error)
             raise
+        finally:
+            own.depth -= 1
+            if not own.depth:
+                vars(own).pop("having", None)
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """Every layer with its qualified name: registered ones first, then those in containers.
@@ -118,7 +113,38 @@ class Model(Boundary):
             ValueError: ``mask`` does not fit a state's batch, or a state has none; no state has
                 changed then.
         """
-        self._for_all(lambda name, layer: layer._zeroed(mask))
+        self._for_all(lambda _, layer: layer.zero_states(mask))
+
+    def select_states(self, index: Tensor) -> None:
+        """Other samples of the batch, in another order: to sort, repeat or drop them.
+
+        The states of sample ``k`` are afterwards those of sample ``index[k]``; for beam search, for
+        sequences that are over. Random numbers of a layer (``tt.Random``) go by the place in the
+        batch: seed and count stay.
+
+        Args:
+            index: integers ``[B']`` into dimension 0 of a timestep's batch, or a boolean mask ``[B]``
+                of the samples to keep.
+
+        Raises:
+            TypeError: ``index`` is neither.
+            ValueError: it does not fit a state's batch, or a state has none; no state has changed then.
+
+        Example:
+            >>> import torch, tracetorch as tt
+            >>> class Net(tt.Model):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.leak = tt.testing.Trace(1)
+            ...     def forward(self, x):
+            ...         return self.leak(x)
+            >>> net = Net()
+            >>> y = net(torch.tensor([[1.0], [2.0], [3.0]]))
+            >>> net.select_states(torch.tensor([2, 0, 0, 1]))
+            >>> net.leak.mem.detach().flatten().tolist()
+            [3.0, 1.0, 1.0, 2.0]
+        """
+        self._for_all(lambda _, layer: layer.select_states(index))
 
     def detach_states(self) -> None:
         """Cut every state from the graph; values stay (truncated back-propagation)."""
@@ -151,7 +177,7 @@ class Model(Boundary):
             StateError: a name, shape or dtype does not fit; no state has changed then.
         """
         states, layers = checked_states(states), dict(self.named_layers())
-        known = {f"{name}.{state}" for name, layer in layers.items() for state in layer._states}
+        known = {f"{name}.{state}" for name, layer in layers.items() for state in layer.tt.states}
         misfits = compared(states.keys(), known)
         if strict and any(misfits):
             raise StateError(
@@ -160,11 +186,11 @@ class Model(Boundary):
                 f"missing {misfits.missing}; pass strict=False to take those that fit by name",
             )
 
-        def accept(name: str, layer: Layer) -> dict[str, Tensor | None]:
-            own = {s: states[f"{name}.{s}"] for s in layer._states if f"{name}.{s}" in states}
-            return layer._accepted(own, strict=False)
+        def put(name: str, layer: Layer) -> None:
+            names = [state for state in layer.tt.states if f"{name}.{state}" in states]
+            layer.set_states({n: states[f"{name}.{n}"] for n in names}, strict=False)
 
-        self._for_all(accept)
+        self._for_all(put)
         return misfits
 
     def save_states(self, path: str | os.PathLike[str]) -> None:
@@ -173,13 +199,7 @@ class Model(Boundary):
         Raises:
             ValueError: another suffix.
         """
-        records, tensors = {}, {}
-        for name, layer in self.named_layers():
-            for state, tensor in layer._states.items():
-                records[f"{name}.{state}"] = _record(layer, tensor)
-                if tensor is not None:
-                    tensors[f"{name}.{state}"] = tensor
-        state_files.write(path, StateFile(_version(), records, tensors))
+        saving.save(self.named_layers(), path)
 
     def load_states(
         self,
@@ -208,45 +228,25 @@ class Model(Boundary):
             StateFileError: the file is truncated, damaged or not a state file.
             StateError: the states do not fit this model. In no case has anything changed.
         """
-        content = state_files.read(path)
         try:
-            return self.set_states(self._from_file(content, strict, device), strict)
+            found = saving.load(dict(self.named_layers()), path, strict, device)
+            return self.set_states(found, strict)
         except StateError as error:
             error.message = f"{path}: {error.message}"
             self._locate(error)
             raise
 
-    def _from_file(
-        self, content: StateFile, strict: bool, device: torch.device | str | None
-    ) -> dict[str, Tensor | None]:
-        layers = {
-            f"{name}.{s}": layer for name, layer in self.named_layers() for s in layer._states
-        }
-        states: dict[str, Tensor | None] = {}
-        for name, record in content.records.items():
-            layer = layers.get(name)
-            if strict and layer is not None and record.layer != _class_name(layer):
-                raise StateError(
-                    layer,
-                    f"{name} was saved of a {record.layer}, not of a {_class_name(layer)}; "
-                    f"pass strict=False to take it all the same",
-                )
-            tensor = content.tensors.get(name)
-            if tensor is not None and layer is not None:
-                tensor = _placed(tensor, record, layer, device)
-            states[name] = tensor
-        return states
-
-    def _for_all(self, change: Callable[[str, Layer], dict[str, Tensor | None]]) -> None:
-        """Compute the new states of every layer, then put all in place: all or none."""
-        layers = list(self.named_layers())
+    def _for_all(self, change: Callable[[str, Layer], None]) -> None:
+        """Change the states of every layer: all or none."""
+        before = standing(self)
         try:
-            changed = [change(name, layer) for name, layer in layers]
-        except LayerError as error:
-            self._locate(error)
+            for name, layer in self.named_layers():
+                change(name, layer)
+        except BaseException as error:
+            restore(self, before)
+            if isinstance(error, LayerError):
+                self._locate(error)
             raise
-        for (_, layer), states in zip(layers, changed, strict=True):
-            layer._states = states
 
     def _locate(self, error: LayerError) -> None:
         for name, layer in self.named_layers():
@@ -264,6 +264,7 @@ class Model(Boundary):
         chunk_size: int | None = None,
         detach_every: int | None = None,
         recompute: bool = False,
+        fold: bool | None = None,
     ) -> Any:
         """A whole sequence: ``torch.stack([model(x_t) for x_t in x])``, from the standing states.
 
@@ -280,6 +281,9 @@ class Model(Boundary):
                 compute the rest again when it is differentiated: the time of one more forward
                 pass, and the memory of one chunk. Without gradients, and in a compiled graph,
                 this changes nothing.
+            fold: whether ``forward`` runs once over all timesteps. None: where that gives what the
+                loop gives, which is decided once for a kind of sequence, on a copy of the model. True:
+                without asking; FoldError where it cannot be. False: never.
 
         Returns:
             The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
@@ -288,197 +292,16 @@ class Model(Boundary):
         Raises:
             TypeError: an argument is of the wrong kind.
             ValueError: an argument is out of range, or a state has no batch for ``lengths``.
+            FoldError: ``fold=True`` or ``recompute=True`` and the model has to be stepped; or
+                ``forward`` has begun to change something outside of layers, after it was decided
+                that it does not.
+            RuntimeError: another thread is in a call of this model.
         """
-        before = self._standing()
-        if any(layer._fold is not None for layer in before):
-            raise Unfoldable(f"forward unrolls a {type(self).__name__} within a timestep")
-        steps = _checked_sequence(x, time_dim)
-        if lengths is not None:
-            lengths = _checked_lengths(lengths, steps)
-        every = _checked_count("detach_every", detach_every)
-        size = _checked_count("chunk_size", chunk_size)
-        if not isinstance(recompute, bool):
-            raise TypeError(f"unroll: recompute must be True or False, got {recompute!r}")
-        plain = torch.compiler.is_compiling() or transformed()
-        recompute = recompute and torch.is_grad_enabled() and not plain
-        bounds = _bounds(len(steps), every, size, lengths)
-        chunks = self._chunks(steps, bounds, every, lengths, recompute)
-        try:
-            if len(bounds) == 2:
-                outputs = next(chunks)
-            elif plain:
-                outputs = tree_map(lambda *parts: torch.cat(parts), *chunks)
-            else:
-                outputs = assembled(chunks, len(steps))
-            return tree_map(lambda output: _timed(output, time_dim), outputs)
-        except BaseException as error:
-            self._restore(before)
-            if isinstance(error, LayerError):
-                self._locate(error)
-            raise
-
-    def _chunks(
-        self,
-        steps: Tensor,
-        bounds: list[int],
-        every: int | None,
-        lengths: Tensor | None,
-        recompute: bool,
-    ) -> Iterator[Any]:
-        """Outputs ``[t, B, …]`` between every two bounds."""
-        for start, stop in itertools.pairwise(bounds):
-            active = None if lengths is None else lengths > start
-            if every and start and start % every == 0:
-                self._cut(active)
-            if recompute:
-                yield self._recomputed(steps[start:stop], active)
-            else:
-                yield self._chunk(steps[start:stop], active)
-
-    def _recomputed(self, steps: Tensor, active: Tensor | None) -> Any:
-        """The chunk, of which nothing is kept but its outputs."""
-        restored = restored_states(self)
-        return checkpoint(self._chunk, steps, active, use_reentrant=False, context_fn=restored)
-
-    def _chunk(self, steps: Tensor, active: Tensor | None) -> Any:
-        """Some timesteps in which no sample ends; those that have ended stand still, silent."""
-        if active is None:
-            return self._folded_or_stepped(steps)
-        before = self._standing()
-        if torch.compiler.is_compiling() or not active.all():
-            # what pads a sequence may be no number, and would make every gradient none
-            steps = torch.where(
-                _over(active, steps) | steps.isfinite(), steps, torch.zeros_like(steps)
-            )
-        y = self._folded_or_stepped(steps)
-        self._hold(active, before)
-        return tree_map(lambda t: _silenced(t, active), y)
-
-    def _folded_or_stepped(self, steps: Tensor) -> Any:
-        """The chunk at once where that can be, else timestep by timestep."""
-        kind, before = (self.training, steps.ndim), self._standing()
-        if len(steps) == 1 or self._why_stepped(steps.ndim, before):
-            return self._loop(steps)
-        if kind not in self._foldable and not torch.compiler.is_compiling():
-            why = self._unfoldable(steps[:2], before)
-            if why is not None:
-                return self._stepped_for(why, kind, steps)
-            self._foldable.add(kind)
-        try:
-            return self._folded(steps, before)
-        except Unfoldable as why_not:
-            self._restore(before)
-            return self._stepped_for(str(why_not), kind, steps)
-
-    def _why_stepped(self, ndim: int, layers: Iterable[Layer]) -> str | None:
-        """Why sequences ``[T, B, …]`` of so many dimensions are stepped, as far as is known."""
-        hooks = hooked_modules([*self._memoryless(layers), *layers])
-        if hooks and hooks not in self._told and not torch.compiler.is_compiling():
-            self._told.add(hooks)
-            _log.info("%s is stepped: %s", type(self).__name__, hooks)
-        return hooks or self._stepped.get((self.training, ndim))
-
-    def _memoryless(self, layers: Iterable[Layer]) -> list[nn.Module]:
-        """The modules in none of these layers."""
-        own = {id(part) for layer in layers for part in parts(layer)}
-        return [module for module in self.modules() if id(module) not in own]
-
-    def _stepped_for(self, why: str, kind: tuple[bool, int], steps: Tensor) -> Any:
-        """Step, from now on, if that goes well: else what went wrong is not the folding.
-
-        Where ``forward`` changes something, that is asked once more the next time: it may have made
-        for good what it goes by from then on.
-        """
-        y = self._loop(steps)
-        if kind in self._changing or "forward changes" not in why:
-            self._stepped[kind] = why
-        if kind not in self._changing and not torch.compiler.is_compiling():
-            _log.info("%s is stepped: %s", type(self).__name__, why)
-        self._changing.add(kind)
-        return y
-
-    def _unfoldable(
-        self, steps: Tensor, before: dict[Layer, dict[str, Tensor | None]]
-    ) -> str | None:
-        """Why these few timesteps cannot be folded, if they cannot; nothing else stays of it."""
-        watched = Kept(self._memoryless(before), before, copies="all", draws=True)
-        own = self._parts(before, copies="all")
-        kept, sample = [watched, *self._parts(before, copies="all").values()], steps.clone()
-        devices = [steps.device] if steps.is_cuda else []
-        try:
-            with (
-                torch.no_grad(),
-                torch.random.fork_rng(devices),
-                looking_out(),
-            ):
-                self._folded_with(watched, own, sample)
-            if not sample.is_inference() and sample._version:
-                return "forward writes into its input"
-            return None
-        # whatever forward raises on folded time, stepping shows anew
-        except (Exception, Unfoldable) as why:
-            return f"{type(why).__name__}: {why}"
-        finally:
-            for one in kept:
-                one.restore()
-            self._restore(before)
-            # of weights rounded in here, without gradients (torch 2.6 would go on with them)
-            torch.clear_autocast_cache()
-
-    def _kept(self, layers: Iterable[Layer]) -> Kept:
-        """All that code of the model may change, besides states."""
-        return Kept([*self.modules(), *layers], copies="all", draws=True)
-
-    def _parts(
-        self, layers: Iterable[Layer], copies: Literal["none", "all"] = "none"
-    ) -> dict[Layer, Kept]:
-        """What belongs to each layer; a compiled graph does not look for changes of it."""
+        options = Options(time_dim, lengths, chunk_size, detach_every, recompute, fold)
         if torch.compiler.is_compiling():
-            return {layer: Kept(()) for layer in layers}
-        return {layer: Kept(parts(layer), copies=copies) for layer in layers}
-
-    def _folded(self, steps: Tensor, layers: Iterable[Layer]) -> Any:
-        own = self._parts(layers)
-        return self._folded_with(Kept(self._memoryless(own), own), own, steps)
-
-    def _folded_with(self, kept: Kept, own: dict[Layer, Kept], steps: Tensor) -> Any:
-        if why := hooked_modules(kept.modules):
-            raise Unfoldable(why)
-        for layer in own:
-            if why := peculiar(layer):
-                raise Unfoldable(f"of a {type(layer).__name__}: {why}")
-        return folded(self, kept, own, steps)
-
-    def _loop(self, steps: Tensor) -> Any:
-        outputs = []
-        for timestep in steps:
-            y = self(timestep)
-            for leaf in tree_leaves(y):
-                if not isinstance(leaf, Tensor):
-                    raise TypeError(
-                        f"unroll: forward of {type(self).__name__} must return tensors, or tuples, "
-                        f"lists or dicts of them, got {leaf!r}"
-                    )
-            outputs.append(y)
-        return tree_map(lambda *ys: torch.stack(ys), *outputs)
-
-    def _standing(self) -> dict[Layer, dict[str, Tensor | None]]:
-        return {layer: layer._states for _, layer in self.named_layers()}
-
-    def _restore(self, before: dict[Layer, dict[str, Tensor | None]]) -> None:
-        for layer in self._standing():
-            layer._states = before.get(layer, dict.fromkeys(layer._states))
-
-    def _cut(self, active: Tensor | None) -> None:
-        """Detach the states, but not those of samples whose sequence is over."""
-        before = self._standing()
-        self.detach_states()
-        if active is not None and (torch.compiler.is_compiling() or not active.all()):
-            self._hold(active, before)
-
-    def _hold(self, active: Tensor, before: dict[Layer, dict[str, Tensor | None]]) -> None:
-        for layer in self._standing():
-            layer._held(active, before.get(layer, {}))
+            return unrolled(self, x, options)
+        with self._alone():
+            return unrolled(self, x, options)
 
     # ------------------------------------------------------------------ inference
 
@@ -502,39 +325,14 @@ class Model(Boundary):
 
     def num_parameters(self) -> ParameterCount:
         """How many parameters there are, how many of them in tt layers, how many learnable."""
-        inside = {
-            id(p): p for _, layer in self.named_layers() for p in layer.parameters(recurse=True)
-        }
-        everything = {**{id(p): p for p in self.parameters()}, **inside}
-        return ParameterCount(
-            total=sum(p.numel() for p in everything.values()),
-            in_layers=sum(p.numel() for p in inside.values()),
-            learnable=sum(p.numel() for p in everything.values() if p.requires_grad),
-        )
+        return count(self)
 
     def summary(self) -> str:
         """A table: each layer, its parameters, its states and their size per sample.
 
         The size of a state is known once it has been created; ``-`` stands for it before.
         """
-        rows = [("layer", "", "parameters", "states", "state per sample")]
-        for name, layer in self.named_layers():
-            count = sum(p.numel() for p in layer.parameters())
-            sizes = [
-                state.shape[1 if layer._batched(key, state) else 0 :].numel()
-                for key, state in layer.get_states().items()
-                if key != RANDOM
-            ]
-            per_sample = str(sum(sizes)) if len(sizes) == len(layer._state_specs) else "-"
-            rows.append((name, repr(layer), f"{count:,}", ", ".join(layer._states), per_sample))
-        total, in_layers, learnable = self.num_parameters()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.append(f"{total:,} parameters, {in_layers:,} in tt layers, {learnable:,} learnable")
-        return "\n".join(lines)
+        return table(self)
 
     # ------------------------------------------------------------------ being a module
 
@@ -549,109 +347,6 @@ class Model(Boundary):
                 reached.update(map(id, layer.modules()))
         return self
 
-
-def _record(layer: Layer, tensor: Tensor | None) -> StateRecord:
-    return StateRecord(
-        layer=_class_name(layer),
-        shape=None if tensor is None else list(tensor.shape),
-        dtype=None if tensor is None else dtype_name(tensor.dtype),
-        parameters=_parameter_dtype(layer),
-    )
-
-
-def _placed(
-    tensor: Tensor, record: StateRecord, layer: Layer, device: torch.device | str | None
-) -> Tensor:
-    own = layer._parameter_dtype()
-    home = next(iter([*layer.parameters(), *layer.buffers()]), tensor).device
-    same = own is None or dtype_name(own) == record.parameters
-    same |= not tensor.is_floating_point()
-    return tensor.to(device=home if device is None else device, dtype=tensor.dtype if same else own)
-
-
-def _parameter_dtype(layer: Layer) -> str | None:
-    dtype = layer._parameter_dtype()
-    return None if dtype is None else dtype_name(dtype)
-
-
-def _class_name(layer: Layer) -> str:
-    return f"{type(layer).__module__}.{type(layer).__qualname__}"
-
-
-def _version() -> str:
-    import tracetorch
-
-    return str(tracetorch.__version__)
-
-
-def _checked_sequence(x: object, time_dim: int) -> Tensor:
-    if not isinstance(x, Tensor):
-        remedy = ""
-        if isinstance(x, nn.utils.rnn.PackedSequence):
-            remedy = "; torch.nn.utils.rnn.pad_packed_sequence gives x and lengths"
-        elif isinstance(x, (list, tuple)) and x and all(isinstance(part, Tensor) for part in x):
-            remedy = "; torch.stack(x), or pad_sequence(x) with lengths, is one"
-        raise TypeError(f"unroll: x must be a tensor [T, B, …], got a {type(x).__name__}{remedy}")
-    time_dim = checked_integer("unroll", "time_dim", time_dim)
-    if not -x.ndim <= time_dim < x.ndim or x.shape[time_dim] == 0:
-        raise ValueError(
-            f"unroll: x needs at least one timestep at time_dim={time_dim}, "
-            f"got the shape {list(x.shape)}"
-        )
-    return x.movedim(time_dim, 0)
-
-
-def _timed(outputs: Tensor, time_dim: int) -> Tensor:
-    """Outputs ``[T, …]`` with time at ``time_dim``."""
-    if not -outputs.ndim <= time_dim < outputs.ndim:
-        raise ValueError(
-            f"unroll: outputs of shape {list(outputs.shape)}, time first, have no dimension "
-            f"time_dim={time_dim} to put time at; give it as a negative number or move it first"
-        )
-    return outputs.movedim(0, time_dim)
-
-
-def _checked_count(name: str, value: int | None) -> int | None:
-    return None if value is None else checked_integer("unroll", name, value, low=1)
-
-
-def _bounds(steps: int, every: int | None, size: int | None, lengths: Tensor | None) -> list[int]:
-    """Where chunks begin and end: at multiples of the sizes asked for and where samples end."""
-    bounds = {0, steps, *range(0, steps, every or steps), *range(0, steps, size or steps)}
-    if lengths is not None:
-        # a compiled graph cannot depend on where samples end: it asks at every timestep
-        bounds.update(range(steps) if torch.compiler.is_compiling() else lengths.tolist())
-    return sorted(bounds)
-
-
-def _silenced(output: Tensor, active: Tensor) -> Tensor:
-    """Outputs ``[T, B, …]`` with zeros for the samples that have ended."""
-    if output.shape[1:2] != active.shape:
-        raise ValueError(
-            f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every "
-            f"state and output of a timestep, got one of shape {list(output.shape[1:])}"
-        )
-    return torch.where(_over(active, output), output, torch.zeros_like(output))
-
-
-def _over(active: Tensor, sequence: Tensor) -> Tensor:
-    """The mask of samples, to be broadcast with ``[T, B, …]``."""
-    return active.to(sequence.device).view(1, -1, *(1,) * (sequence.ndim - 2))
-
-
-def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:
-    """One length per sample, each within the sequence."""
-    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
-        got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
-        raise TypeError(f"unroll: lengths must be a tensor of integers [B], got {got}")
-    if steps.ndim < 2 or lengths.shape != steps.shape[1:2]:
-        raise ValueError(
-            f"unroll: lengths must have one entry per sample of x in [T, B, …] (here, time first, "
-            f"{list(steps.shape)}), got the shape {list(lengths.shape)}; for x in [B, T, …] pass "
-            f"time_dim=1"
-        )
-    lengths = lengths.long()
-    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > len(steps))).any()):
-        raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
-    return lengths
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.tt = numbered_decisions(self)

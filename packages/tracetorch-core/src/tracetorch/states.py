@@ -111,3 +111,19 @@ def checked_mask(mask: object) -> Tensor:
     if mask.ndim != 1:
         raise ValueError(f"mask must have one dimension, the batch, got shape {list(mask.shape)}")
     return mask
+
+
+def checked_index(index: object) -> Tensor:
+    """Places of samples in the batch, or a mask over it; TypeError or ValueError otherwise."""
+    kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if isinstance(index, (list, tuple)) and all(type(place) is int for place in index):
+        index = torch.tensor(index, dtype=torch.int64)
+    if not isinstance(index, Tensor) or index.dtype not in kinds:
+        got = index.dtype if isinstance(index, Tensor) else repr(index)
+        raise TypeError(
+            f"index must be a tensor of integers, samples of the batch, or a boolean mask over it, "
+            f"got {got}"
+        )
+    if index.ndim != 1:
+        raise ValueError(f"index must have one dimension, got shape {list(index.shape)}")
+    return index if index.dtype == torch.bool else index.long()

@@ -8,20 +8,29 @@ logger that points at a model (this one or another) does not drag it in.
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from tracetorch.holding import attributes, is_leaf
-from tracetorch.keeping import private_of
+from tracetorch.declaration import Bookkeeping
 from tracetorch.layer import Layer
 
-# a bound method is called back on whatever it is of: that is not held
-_ENDS = (Tensor, np.ndarray, bytearray, types.MethodType)
+# what holds no layers; a bound method is called back on whatever it is of: that is not held
+_ENDS = (
+    Tensor, np.ndarray, bytearray, str, bytes, int, float, complex, type(None), type,
+    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, enum.Enum,
+    torch.dtype, torch.device, weakref.ProxyType, weakref.CallableProxyType, Bookkeeping,
+)  # fmt: skip
+# attributes that torch looks after
+_TORCHS = frozenset(vars(nn.Module()))
 
 Found = Iterator[tuple[str, Layer]]
 
@@ -43,14 +52,13 @@ def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object:
     seen.update((id(m), m) for _, m in inside)
     yield from ((name, m) for name, m in inside if isinstance(m, Layer))
     for name, m in inside:
-        private = private_of(m)
         for attribute, value in list(vars(m).items()):
-            if attribute not in private:
+            if attribute not in _TORCHS:
                 yield from _in_value(value, _join(name, attribute), seen, in_object)
 
 
 def _in_value(value: Any, path: str, seen: dict[int, object], in_object: bool) -> Found:
-    if is_leaf(value) or isinstance(value, _ENDS) or id(value) in seen:
+    if isinstance(value, _ENDS) or id(value) in seen:
         return
     if isinstance(value, nn.Module):
         if not (in_object and any(isinstance(m, Boundary) for m in value.modules())):
@@ -70,7 +78,23 @@ def _items(value: Any, seen: dict[int, object], in_object: bool) -> list[tuple[s
         return [(str(index), item) for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
         return _in_order_of_construction(value, seen, in_object)
-    return list(attributes(value).items())
+    return list(_attributes(value).items())
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What a plain object holds by name."""
+    slots = [
+        name
+        for base in type(value).__mro__
+        for name, member in vars(base).items()
+        if isinstance(member, types.MemberDescriptorType)
+    ]
+    found = {}
+    for name in (*slots, "__dict__"):
+        with contextlib.suppress(Exception):  # unset, and whatever else the class makes of that
+            found[name] = getattr(value, name)
+    named = found.pop("__dict__", {})
+    return {**found, **named}
 
 
 def _key(key: Any, index: int) -> str:
@@ -89,7 +113,7 @@ def _in_order_of_construction(
     for item in items:
         layers = [layer for _, layer in _in_value(item, "", dict(seen), in_object)]
         if layers:
-            ordered.append((sorted(layer._construction for layer in layers), item))
+            ordered.append((sorted(layer.tt.construction for layer in layers), item))
     ordered.sort(key=lambda pair: pair[0])
     return [(str(index), item) for index, (_, item) in enumerate(ordered)]
 

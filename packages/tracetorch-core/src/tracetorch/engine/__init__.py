@@ -1,11 +1,21 @@
-"""The sequence engine: a layer's own ``step``, traced once, as fused kernels over whole sequences.
+"""The sequence engine: a pure ``step``, traced once, as fused kernels over whole sequences.
 
-``ops`` is the one table of operations, ``graph`` what is computed, ``trace`` step → graph;
-``kernel`` says what one direction computes; ``cpp`` and ``triton`` render it, with ``naming``;
-``build`` and ``launch`` make it run; ``program`` gives it tensors, ``definition`` the step again
-for second derivatives. ``admission`` says which calls may take it, ``fingerprint`` what of a layer
-it depends on, ``known`` what is known of one; ``operators`` and ``sequence`` run it in autograd.
-``scan``, with ``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over
-many states.
-Each knows only those named before it; none knows a layer's class beyond ``tt.Layer``.
+It is handed values (``request``) and knows no layer. What other packages may use of it is below; in
+order, each file knowing only those before it:
+
+``ops`` is the one table of operations, ``graph`` what is computed; ``findings`` and ``request`` are
+what the engine is told and keeps; ``reads`` and ``standin`` stand in for a module while
+``recorder`` and ``trace`` make step → graph. ``kernel`` says what one direction computes; ``cpp``
+and ``triton`` render it, with ``naming``; ``launch``, ``build``, ``native`` and ``triton_launch``
+make it run; ``targets`` is the one registry of these languages. ``memory`` and ``segments`` help
+``program`` to give it tensors; ``definition`` is the step again for second derivatives;
+``operators`` runs it in autograd, and ``serving`` answers requests. ``scan``, with
+``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over many states.
 """
+
+from __future__ import annotations
+
+from tracetorch.engine.scan import Scan
+from tracetorch.mode import transformed
+
+__all__ = ["Scan", "transformed"]

@@ -25,6 +25,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from tracetorch.engine.launch import BuildError
+
 _log = logging.getLogger("tracetorch")
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -39,10 +41,6 @@ _NATIVE = {"x86_64": _X86, "AMD64": _X86}
 _SEAL = b"tracetorch-kernel"
 
 _loaded: dict[str, ctypes.CDLL] = {}
-
-
-class BuildError(Exception):
-    """There is no compiler, or it refused; the message says why."""
 
 
 @functools.cache

@@ -1,32 +1,38 @@
-"""A layer's step as it was when it was traced: second derivatives go through it.
+"""A step as it was when it was traced: second derivatives go through it.
 
 What a kernel computes can be differentiated by the kernel's own gradients alone; these, once more,
-only as torch does it, over the step. By then the layer may compute something else, so what it was
-is put back meanwhile.
+only as torch does it, over the step. By then its module may compute something else, so it runs on
+the stand-in, which hands out what was read then.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tracetorch.engine.admission import parts
-from tracetorch.engine.trace import replaced, weights_of
-from tracetorch.keeping import Kept
-from tracetorch.randomness import after
-
-if TYPE_CHECKING:
-    from tracetorch.layer import Layer
+from tracetorch.engine.request import Subject
+from tracetorch.engine.standin import Scene
+from tracetorch.randomness import Drawing, after
 
 
 class Definition:
-    """The step of a layer, with the attributes that the layer has now."""
+    """The step of a subject that has been traced.
 
-    def __init__(self, layer: Layer) -> None:
-        self._layer, self._then = layer, Kept(parts(layer))
+    Args:
+        subject: what computed it; its module is not kept.
+        scene: what stood in for it.
+        weights: names of its weights, in the order of inputs.
+    """
+
+    def __init__(self, subject: Subject, scene: Scene, weights: Sequence[str]) -> None:
+        scene.forget()
+        self._scene, self._weights, self._dim = scene, tuple(weights), subject.dim
+        self._declared = subject.declaration
+        self._states, self._own = tuple(self._declared.states), len(self._declared.parameters)
+        self._lock = threading.Lock()
 
     def run(
         self, real: torch.dtype, inputs: Sequence[Tensor], random: Tensor | None, single: bool
@@ -35,37 +41,23 @@ class Definition:
 
         Args:
             real: what it computes in.
-            inputs: x, the states, parameters and weights of modules.
+            inputs: x, the states, parameters and weights.
             random: seed and count of the random numbers, if it draws any.
             single: x is one timestep, without a dimension of time.
         """
-        now = Kept(parts(self._layer))
-        self._then.restore()
-        try:
-            return self._run(self._layer, real, inputs, random, single)
-        finally:
-            now.restore()
-
-    @staticmethod
-    def _run(
-        layer: Layer,
-        real: torch.dtype,
-        inputs: Sequence[Tensor],
-        random: Tensor | None,
-        single: bool,
-    ) -> list[Tensor]:
-        x, count = inputs[0], len(layer._state_specs)
+        x, count, dim = inputs[0], len(self._states), self._dim
         states, parameters = inputs[1 : 1 + count], inputs[1 + count :]
-        own, weights = parameters[: len(layer._specs)], parameters[len(layer._specs) :]
-        now, ys = [state.movedim(layer.dim, -1) for state in states], []
-        with replaced(layer, dict(zip(weights_of(layer), weights, strict=True))):
+        own, weights = parameters[: self._own], parameters[self._own :]
+        now, ys = [state.movedim(dim, -1) for state in states], []
+        p = self._declared.parameter_fields(*own)
+        with self._lock:
+            self._scene.given = dict(zip(self._weights, weights, strict=True))
             for t, timestep in enumerate((x,) if single else x):
-                inflow = timestep.movedim(layer.dim, -1).to(real)
-                with layer._drawing(None if random is None else after(random, t), timestep):
-                    new, y = layer.step(
-                        layer._state_fields(*now), inflow, layer._parameter_fields(*own)
-                    )
-                now = [new[state] for state in layer._state_specs]
-                ys.append(y.movedim(-1, layer.dim).to(x.dtype))
+                inflow = timestep.movedim(dim, -1).to(real)
+                if random is not None:
+                    self._scene.stream = Drawing(after(random, t), inflow.shape)
+                new, y = self._scene.root.step(self._declared.state_fields(*now), inflow, p)
+                now = [new[state] for state in self._states]
+                ys.append(y.movedim(-1, dim).to(x.dtype))
         ends = [ys[0] if single else torch.stack(ys)]
-        return ends + [state.movedim(-1, layer.dim) for state in now]
+        return ends + [state.movedim(-1, dim) for state in now]

@@ -18,8 +18,8 @@ INPUT, CONST, RANDOM = "input", "const", "random"
 _BOUNDED = ("sigmoid", "tanh", "erf", "atan")
 
 
-class Refused(Exception):
-    """The engine cannot take a step; the message says what of it and where."""
+class Untranslated(Exception):  # noqa: N818 - who asked knows what follows from it
+    """There is no node for what was asked; the message says what of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Graph:
         row = TABLE[name]
         kinds = "".join(arg.gives for arg in args)
         if kinds != row.takes:
-            raise Refused(f"{name} takes {row.takes}, got {kinds} (f floating, b boolean)")
+            raise Untranslated(f"{name} takes {row.takes}, got {kinds} (f floating, b boolean)")
         return self._simplified(name, args) or self._once(name, args, row.gives)
 
     def _once(self, op: str, args: tuple[Node, ...], gives: str, label: str = "") -> Node:

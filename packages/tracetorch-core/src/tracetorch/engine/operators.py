@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tracetorch.engine.admission import batched, recorded, transformed
 from tracetorch.engine.definition import Definition
 from tracetorch.engine.program import Plan, registered
-
-if TYPE_CHECKING:
-    from tracetorch.layer import Layer
+from tracetorch.mode import Way, batched, transformed, way
 
 _library: Any = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
@@ -35,15 +32,15 @@ _definitions: weakref.WeakValueDictionary[str, Definition] = weakref.WeakValueDi
 
 
 class Served(NamedTuple):
-    """How a layer's sequences run: by a program that others may share, and what it is made of."""
+    """How sequences of a step run: by a program that others may share, and what it is made of."""
 
     plan: Plan
     definition: Definition | None
 
 
-def served(plan: Plan, layer: Layer) -> Served:
-    """The layer, as it is now, by this plan; the operators know it by the program's name."""
-    definition = _definitions[plan.program.name] = Definition(layer)
+def served(plan: Plan, definition: Definition) -> Served:
+    """The step, as it was traced, by this plan; the operators know it by the program's name."""
+    _definitions[plan.program.name] = definition
     return Served(plan, definition)
 
 
@@ -125,7 +122,7 @@ def _gradients(
         found = plan.backward(x, cotangents, kept, parameters, random, single)
         return plan.placed(found, cotangents, False)
     again = len(x) > 1
-    if not recorded(saved):
+    if way(saved) is Way.DIRECT:
         found = plan.backward(x, cotangents, kept, parameters, random, single)
         return plan.placed(found, cotangents, again)
     found = torch.ops.tracetorch.unroll_backward(

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tracetorch.engine import cpp, memory, segments, triton
+from tracetorch.engine import memory, segments
 from tracetorch.engine.kernel import Kernel
-from tracetorch.engine.launch import Launch, compile_all, in_order, launcher, native
+from tracetorch.engine.launch import in_order
+from tracetorch.engine.targets import TARGETS, Target
 from tracetorch.engine.trace import Traced
-
-RENDERERS = {"cpp": cpp.render, "triton": triton.render}
 
 _programs: dict[str, Program] = {}
 _lock = threading.Lock()
@@ -36,7 +35,7 @@ class Program:
         stored: dtype of input and output.
         neurons: how many there are along ``dim``.
         dim: where they are in a timestep, as a negative number.
-        backend: ``cpp`` or ``triton``.
+        backend: the target's name.
     """
 
     traced: Traced
@@ -81,7 +80,12 @@ class Program:
 
     def source(self, wanted: tuple[str, ...], backward: bool) -> str:
         """The text of one direction's kernel."""
-        return RENDERERS[self.backend](self.kernel(wanted, backward))
+        return self.target.render(self.kernel(wanted, backward))
+
+    @property
+    def target(self) -> Target:
+        """The language of its kernels."""
+        return TARGETS[self.backend]
 
     @functools.cache  # noqa: B019 - programs live as long as the process
     def kernel(self, wanted: tuple[str, ...], backward: bool) -> Kernel:
@@ -127,7 +131,7 @@ class Plan:
             for name in self.wanted
         ]
         self._draws = traced.random
-        self._launcher = _launchers[program.backend]
+        self._target = program.target
 
     def prepare(self) -> None:
         """Compile what is needed; in C++ both directions at once.
@@ -136,7 +140,7 @@ class Plan:
             BuildError: a kernel cannot be compiled here.
         """
         kernels = [self._forward, self._backward] if self.wanted else [self._forward]
-        compile_all(self.program.backend, self._launcher, kernels)
+        self._target.prepare(kernels)
 
     @functools.lru_cache(64)  # noqa: B019 - programs live as long as the process
     def constant(self, tracked: tuple[bool, ...], again: bool) -> list[int]:
@@ -258,21 +262,13 @@ class Plan:
         sizes = self.program.sizes(x.shape, single, ranks)
         if self._draws:
             tensors = [*tensors, random]
-        self._launcher(kernel)([in_order(tensor) for tensor in tensors], sizes)
+        self._target.launch(kernel)([in_order(tensor) for tensor in tensors], sizes)
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if type(like) is Tensor or type(like) is nn.Parameter:
         return memory.empty(shape, dtype, like.device)
     return like.new_empty(shape, dtype=dtype)
-
-
-def _native(kernel: Kernel) -> Launch:
-    sizes = 4 + len(kernel.traced.parameters)
-    return native(cpp.render(kernel), len(kernel.pointers), sizes)
-
-
-_launchers = {"cpp": functools.cache(_native), "triton": functools.cache(launcher)}
 
 
 def register(program: Program) -> Program:

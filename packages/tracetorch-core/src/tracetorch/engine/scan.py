@@ -11,32 +11,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch import backends
-from tracetorch.engine import build, cpp_scan, triton_scan
-from tracetorch.engine.admission import batched, hooked, peculiar, transformed
+from tracetorch import mode
+from tracetorch.choice import BackendError, cannot
 from tracetorch.engine.cpp import REAL, abridged
-from tracetorch.engine.graph import Refused
-from tracetorch.engine.launch import (
-    Launch,
-    compile_all,
-    in_order,
-    native,
-    scan_launcher,
-    scan_width,
-    serving,
-)
+from tracetorch.engine.launch import BuildError, in_order
 from tracetorch.engine.operators import differentiated, saved_by
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
+from tracetorch.engine.targets import TARGETS, Target, serving
 from tracetorch.engine.trace import Traced, trace_function
-from tracetorch.numbering import numbered
-
-if TYPE_CHECKING:
-    from tracetorch.layer import Layer
+from tracetorch.mode import Way
+from tracetorch.reasons import Reason, Refused, Unfused
 
 _scans: dict[str, Scan] = {}
 
@@ -91,17 +80,27 @@ class Scan:
         new, share = self.lane(h, *placed)
         return new, share.sum(-1)
 
-    def sequence(self, backend: str, h: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """All timesteps in one kernel.
+    def sequence(self, h: Tensor, *inputs: Tensor, owner: object) -> tuple[Tensor, Tensor] | None:
+        """All timesteps in one kernel; None where they have to be stepped, which is said.
 
         Args:
-            backend: what :func:`served` answered.
             h: states ``[…, D, N]``.
             inputs: in the order of ``axes``: ``[T, …, D]``, ``[T, …, N]`` or ``[D, N]``.
+            owner: whose recurrence it is, for the log and for errors.
 
         Returns:
             The last states ``[…, D, N]`` and y ``[T, …, D]``.
+
+        Raises:
+            BackendError: a backend was asked for by name, and cannot take it.
         """
+        backend = WATCHED
+        if mode.way((h, *inputs)) is not Way.STEP:
+            training = torch.is_grad_enabled()
+            backend = serving_scan(self.name, h.dtype, h.device.type, training)
+        if backend.startswith(_NONE):
+            cannot(owner, backend.removeprefix(_NONE))
+            return None
         around = h.shape[:-2]
         flat = [
             t if axis == FIXED else t.reshape(t.shape[0], around.numel(), t.shape[-1])
@@ -112,6 +111,23 @@ class Scan:
         y, new, *_ = torch.ops.tracetorch.scan(states, flat, self.name, backend, training)
         return new.reshape(h.shape), y.reshape(y.shape[0], *around, y.shape[-1])
 
+    def source(
+        self, owner: object, real: torch.dtype, backward: bool = False, backend: str = "cpp"
+    ) -> str:
+        """The source of its kernel, without the headers.
+
+        Raises:
+            ValueError: there is no such backend.
+            BackendError: there is no kernel; the message says why.
+        """
+        if backend not in TARGETS:
+            names = [*TARGETS]
+            raise ValueError(f"kernel_source: backend must be one of {names}, got {backend!r}")
+        try:
+            return abridged(TARGETS[backend].render_scan(self.kernel(real, backward)))
+        except Refused as why:
+            raise BackendError(f"{owner!r} has no kernel: {why}") from None
+
     @functools.cache  # noqa: B019 - scans live as long as the process
     def traced(self, real: torch.dtype) -> Traced:
         """The lane's graphs.
@@ -120,10 +136,10 @@ class Scan:
             Refused: there is no kernel for the lane's function or the type.
         """
         if real not in REAL:
-            raise Refused(f"there are no kernels for states in {real}")
+            raise Refused(Unfused.TYPES, real, real)
         traced = trace_function(self.lane, tuple(self.axes), real)
         if "grad h" not in traced.backward:
-            raise Refused("new states do not depend on the old ones")
+            raise Refused(Unfused.RESULT, "new states do not depend on the old ones")
         return traced
 
     def kernel(self, real: torch.dtype, backward: bool) -> ScanKernel:
@@ -145,84 +161,48 @@ def _spread(tensor: Tensor, axis: str) -> Tensor:
 
 # ---------------------------------------------------------------------- who is served
 
+# what an answer begins with that is a reason instead
+_NONE = "no: "
+WATCHED = f"{_NONE}{Reason(Unfused.WATCHED)}"
 
-def served(number: str, name: str, real: torch.dtype, device: str, training: bool) -> str | None:
-    """The backend whose kernels, compiled, a layer's scan has; None is said as backends do.
+
+def serving_scan(name: str, real: torch.dtype, device: str, training: bool) -> str:
+    """The backend whose kernels, compiled, a scan has; or why there is none.
 
     Asked and answered in constants: ``torch.compile`` takes the answer as one.
     """
-    layer = numbered(number)
     try:
-        if why := _peculiar(layer):
-            raise Refused(why)
-        backend = serving(device)
-        if why := _failure(_scans[name], real, backend, training):
-            raise Refused(why)
-    except Refused as refused:
-        backends.cannot(layer, str(refused))
-        return None
-    return backend
-
-
-served._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def source(layer: Layer, name: str, real: torch.dtype, backward: bool, backend: str) -> str:
-    """The source of a layer's kernel.
-
-    Raises:
-        ValueError: there is no such backend.
-        BackendError: there is no kernel; the message says why.
-    """
-    if backend not in _RENDERERS:
-        raise ValueError(f"kernel_source: backend must be one of {[*_RENDERERS]}, got {backend!r}")
-    try:
-        return abridged(_RENDERERS[backend](_scans[name].kernel(real, backward)))
+        target = serving(device)
     except Refused as why:
-        raise backends.BackendError(f"{layer!r} has no kernel: {why}") from None
+        return f"{_NONE}{why}"
+    failure = _failure(_scans[name], real, target.name, training)
+    return target.name if failure is None else f"{_NONE}{failure}"
 
 
-def _peculiar(layer: Layer) -> str | None:
-    """What of a layer asks for steps."""
-    if why := peculiar(layer):
-        return why
-    owner: Any = next(kind for kind in type(layer).__mro__ if "_sequence" in vars(kind))
-    if type(layer).step is not owner.step:
-        return f"{type(layer).__name__} has its own step"
-    for name, module in layer.named_modules():
-        if hooked(module):
-            return f"{name} has hooks, which run at every timestep"
-    return None
+serving_scan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _failure(scan: Scan, real: torch.dtype, backend: str, training: bool) -> str | None:
-    """Compile what is needed, in C++ both directions at once; or why there is no kernel."""
+    """Compile what is needed; or why there is no kernel."""
     try:
         kernels = [scan.kernel(real, backward) for backward in (False, True)[: 1 + training]]
-        compile_all(backend, _launchers[backend], kernels)
-    except (Refused, build.BuildError) as why:
+        TARGETS[backend].prepare(kernels)
+    except (Refused, BuildError) as why:
         return str(why)
     return None
-
-
-def _native(kernel: ScanKernel) -> Launch:
-    return native(cpp_scan.render(kernel), len(kernel.pointers), 5)
-
-
-_RENDERERS = {"cpp": cpp_scan.render, "triton": triton_scan.render}
-_launchers = {"cpp": functools.cache(_native), "triton": functools.cache(scan_launcher)}
 
 
 def _run(
     kernel: ScanKernel, backend: str, tensors: Sequence[Tensor | None], sizes: Sequence[int]
 ) -> None:
-    _launchers[backend](kernel)([in_order(tensor) for tensor in tensors], sizes)
+    TARGETS[backend].launch(kernel)([in_order(tensor) for tensor in tensors], sizes)
 
 
-def _width(kernel: ScanKernel, backend: str, like: Tensor, *sizes: int) -> int:
+def _width(backend: str, like: Tensor, *sizes: int) -> int:
     """Channels of a block; ``sizes``: B, D, N."""
-    return kernel.width if backend == "cpp" else scan_width(like.device, *sizes)
+    target: Target = TARGETS[backend]
+    return target.scan_width(like.device, *sizes)
 
 
 # ---------------------------------------------------------------------- the operators
@@ -231,7 +211,7 @@ def _width(kernel: ScanKernel, backend: str, like: Tensor, *sizes: int) -> int:
 def _scan(h: Tensor, inputs: list[Tensor], name: str, backend: str, training: bool) -> list[Tensor]:
     kernel = _scans[name].kernel(h.dtype, backward=False)
     y, new, *kept = outputs = _scan_shapes(h, inputs, name, backend, training)
-    sizes = (y.shape[0], *h.shape, _width(kernel, backend, h, *h.shape))
+    sizes = (y.shape[0], *h.shape, _width(backend, h, *h.shape))
     _run(kernel, backend, [h, *inputs, y, new, kept[0] if kept else None], sizes)
     return outputs
 
@@ -258,7 +238,7 @@ def _scan_backward(
 ) -> list[Tensor]:
     kernel = _scans[name].kernel(kept.dtype, backward=True)
     _, samples, states, channels = kept.shape
-    width = _width(kernel, backend, kept, samples, channels, states)
+    width = _width(backend, kept, samples, channels, states)
     steps, groups = _steps(inputs, name), -(-channels // width)
     shapes = {
         CHANNEL: (steps, samples, channels),
@@ -299,7 +279,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     h, kept, *inputs = saved_by(ctx)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
-    if torch.is_grad_enabled() or transformed() or batched(gradients):
+    if torch.is_grad_enabled() or mode.transformed() or mode.batched(gradients):
         found = _replay(ctx.name, h, inputs, gradients[:2], needed)
     else:
         kernel = _scans[ctx.name].kernel(h.dtype, backward=True)

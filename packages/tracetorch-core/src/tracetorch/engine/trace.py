@@ -1,48 +1,35 @@
-"""A layer's ``step`` → two graphs: the timestep, and its vector-Jacobian product.
+"""A module's ``step`` → two graphs: the timestep, and its vector-Jacobian product.
 
-The step runs on a small sample while every operation of torch that it calls is written down;
-then torch's own autograd runs backward through it and is written down too, so that a surrogate
-keeps its own derivative. A step that looks at its data (branches on it, takes it to Python or
-NumPy) is refused. (Tensors on the ``meta`` device would forbid it by themselves, but they bring in
-torch's compiler, seconds of import.) So is one that comes out otherwise for a sample of another
-size, for parameters of another shape, without gradients, or the next time.
+The step runs on a stand-in for its module, over a small sample, while every operation of torch that
+it calls is written down; then torch's own autograd runs backward through it and is written down
+too, so that a surrogate keeps its own derivative. A step that looks at its data (branches on it,
+takes it to Python or NumPy) is refused. (Tensors on the ``meta`` device would forbid it by
+themselves, but they bring in torch's compiler, seconds of import.) So is one that comes out
+otherwise for a sample of another size, for parameters of another shape, without gradients, or the
+next time.
 """
 
 from __future__ import annotations
 
-import itertools
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracetorch.engine.admission import hooked, parts
-from tracetorch.engine.graph import (
-    INPUT,
-    Graph,
-    Node,
-    Refused,
-    draws_of,
-    ordered,
-    read_by,
-    verify,
-)
-from tracetorch.engine.ops import BY_ATEN, TABLE
-from tracetorch.keeping import Kept
-from tracetorch.looking import Blind, Looked
-from tracetorch.randomness import RANDOM, lent
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tracetorch.layer import Layer
+from tracetorch import generators
+from tracetorch.effective import weights_of
+from tracetorch.engine.graph import Graph, Node, Untranslated, draws_of, ordered, read_by, verify
+from tracetorch.engine.ops import TABLE
+from tracetorch.engine.recorder import Draws, Recorder
+from tracetorch.engine.request import Subject
+from tracetorch.engine.standin import Scene
+from tracetorch.looks import Blind, Looked
+from tracetorch.randomness import RANDOM
+from tracetorch.reasons import Refused, Unfused
 
 _Found = TypeVar("_Found")
 
@@ -112,116 +99,95 @@ class Traced:
             needed = grown
 
 
-def trace(layer: Layer, dtype: torch.dtype, ndim: int) -> Traced:
-    """Trace the step of a layer for inputs of ``ndim`` dimensions, computing in ``dtype``.
+def scene_of(subject: Subject) -> Scene:
+    """A stand-in for what computes a timestep, with those of its weights that it did not declare."""
+    return Scene(subject.module, weights_of(subject.module, subject.declaration.parameters))
+
+
+def trace(subject: Subject, scene: Scene, dtype: torch.dtype, ndim: int) -> Traced:
+    """Trace a step for inputs of ``ndim`` dimensions, computing in ``dtype``.
+
+    Args:
+        subject: what computes it.
+        scene: what stands in for it; notes what it reads.
+        dtype: of states and parameters.
+        ndim: dimensions of a timestep.
 
     Raises:
-        Refused: the step does something the engine has no kernel for; the message says what.
+        Refused: the step does something the engine has no kernel for; the reason says what.
     """
-    weights = weights_of(layer)
-    _check_sizes(layer, weights)
+    weights = weights_of(subject.module, subject.declaration.parameters)
+    _check_sizes(subject, weights)
     graph = Graph()
     # the dimensions around the neurons: of size 2, of others that all differ, and from 1 on
     around = [(2,) * (ndim - 1), range(3, ndim + 2), range(1, ndim)]
-    recorders = [_Recorder((*sizes, layer.num_neurons), dtype, graph) for sizes in around]
-    with _unchanged(layer), _stateless(layer):
-        traced, other = (_sampled(layer, weights, recorder) for recorder in recorders[:2])
-        plain = _sampled(layer, weights, recorders[2], plain=True)
+    recorders = [Recorder((*sizes, subject.neurons), dtype, graph) for sizes in around]
+    with generators.left_alone():
+        traced, other = (_sampled(subject, scene, weights, one) for one in recorders[:2])
+        plain = _sampled(subject, scene, weights, recorders[2], plain=True)
     if traced != other:
         raise Refused(
-            "it computes something else for another number of samples, or each time it is called"
+            Unfused.OTHERWISE, "for another number of samples, or each time it is called"
         )
     if traced.forward != plain.forward:
-        raise Refused("it computes something else without gradients, or by its parameters' shapes")
+        raise Refused(Unfused.OTHERWISE, "without gradients, or by its parameters' shapes")
     return traced
 
 
 def _sampled(
-    layer: Layer, weights: Mapping[str, Tensor], recorder: _Recorder, plain: bool = False
+    subject: Subject,
+    scene: Scene,
+    weights: Mapping[str, Tensor],
+    recorder: Recorder,
+    plain: bool = False,
 ) -> Traced:
     """The step over one sample.
 
     Parameters are as large as the input, so that no gradient is a sum; ``plain``: of their own
     shapes instead, without gradients and so without the backward graph.
     """
+    declared = subject.declaration
     states, own, more = (
-        tuple(map(_label, names)) for names in (layer._state_specs, layer._specs, weights)
+        tuple(map(_label, names)) for names in (declared.states, declared.parameters, weights)
     )
     shapes = dict.fromkeys((*states, "x", *own, *more), recorder.shape)
     if plain:
-        shapes |= {_label(name): spec.shape for name, spec in layer._specs.items()}
+        shapes |= {_label(name): spec.shape for name, spec in declared.parameters.items()}
         shapes |= {_label(name): tuple(weight.shape) for name, weight in weights.items()}
     inputs = {name: recorder.given(name, shape) for name, shape in shapes.items()}
-    placed = {name: inputs[_label(name)] for name in weights}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
+    scene.given = {name: inputs[_label(name)] for name in weights}
+    scene.stream = Draws(recorder)
     with (
         torch.set_grad_enabled(not plain),
         _own_hooks(),
         torch.autograd.set_detect_anomaly(False),
-        replaced(layer, placed),
-        lent(layer._sources(), _Draws(recorder)),
         recorder,
     ):
         if not plain:
             for tensor in inputs.values():
                 tensor.requires_grad_()
-        fields = layer._state_fields(*(inputs[name] for name in states))
-        parameters = layer._parameter_fields(*(inputs[name] for name in own))
-        new, y = _blindly(lambda: layer.step(fields, inputs["x"], parameters))
-        if new.keys() != layer._state_specs.keys():
-            raise Refused(f"it returns the states {sorted(new)}, not {sorted(layer._state_specs)}")
-        ends = (*(new[name] for name in layer._state_specs), y)
+        fields = declared.state_fields(*(inputs[name] for name in states))
+        parameters = declared.parameter_fields(*(inputs[name] for name in own))
+        new, y = _blindly(lambda: scene.root.step(fields, inputs["x"], parameters))
+        if new.keys() != declared.states.keys():
+            raise Refused(
+                Unfused.RESULT, f"it returns the states {sorted(new)}, not {sorted(declared.states)}"
+            )
+        ends = (*(new[name] for name in declared.states), y)
         outputs = dict(zip(_outputs(states), ends, strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = {} if plain else _backward(recorder, outputs, inputs, cotangents)
-    if recorder.refused is not None:
-        raise recorder.refused  # the step has handled it, and computed something else instead
+    # the step may have handled what was refused, and computed something else instead
+    for refused in (recorder.refused, scene.refused):
+        if refused is not None:
+            raise refused
     return Traced(states, (*own, *more), forward, backward)
 
 
 def _label(name: str) -> str:
     """By what a state, parameter or weight is known here, where the input is x and the output y."""
     return f"own {name}" if name in ("x", "y", RANDOM) else name
-
-
-@contextmanager
-def _stateless(layer: Layer) -> Iterator[None]:
-    """Refuses a step that reads a state of the layer instead of the one it is given."""
-    states = layer._states
-    layer._states = standing = _Standing(states)
-    try:
-        yield
-    finally:
-        layer._states = states
-    if standing.read:
-        standing.refuse()
-
-
-class _Standing(dict[str, Any]):
-    read = False
-
-    def refuse(self, *_: Any) -> Any:
-        self.read = True
-        raise Refused("it reads the layer's states from before; the timestep's own are in states")
-
-    __iter__ = __len__ = get = items = values = keys = copy = refuse
-
-    def __getitem__(self, name: str) -> Any:
-        self.read = True
-        raise Refused(f"it reads self.{name}; the timestep's own is in states")
-
-
-@contextmanager
-def _unchanged(layer: Layer) -> Iterator[None]:
-    """Refuses a step that changes anything it can reach; afterwards all is as it was."""
-    kept = Kept(parts(layer), copies="all", draws=True)
-    try:
-        yield
-        changed = kept.changed()
-    finally:
-        kept.restore()
-    if changed:
-        raise Refused(f"it changes {', '.join(changed)}; a step must be pure")
 
 
 def trace_function(
@@ -232,7 +198,7 @@ def trace_function(
     Raises:
         Refused: it does something the engine has no kernel for; the message says what.
     """
-    recorder = _Recorder((2,), dtype, Graph())
+    recorder = Recorder((2,), dtype, Graph())
     held = {name: recorder.given(name).requires_grad_() for name in ("h", *inputs)}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(("h",))}
     with torch.enable_grad(), _own_hooks(), recorder:
@@ -256,7 +222,7 @@ def _blindly(compute: Callable[[], _Found]) -> _Found:
         with Blind():
             return compute()
     except Looked as looked:
-        raise Refused(f"the step looks at values ({looked})") from None
+        raise Refused(Unfused.LOOKS, looked) from None
 
 
 def _outputs(states: Sequence[str]) -> tuple[str, ...]:
@@ -264,7 +230,7 @@ def _outputs(states: Sequence[str]) -> tuple[str, ...]:
 
 
 def _backward(
-    recorder: _Recorder,
+    recorder: Recorder,
     outputs: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
     cotangents: Mapping[str, Tensor],
@@ -279,11 +245,14 @@ def _backward(
     gradients = _blindly(
         lambda: run((end,), (seed,), False, False, tuple(inputs.values()), True, False)
     )
-    return {
-        f"grad {name}": recorder.node(gradient)
-        for name, gradient in zip(inputs, gradients, strict=True)
-        if gradient is not None
-    }
+    try:
+        return {
+            f"grad {name}": recorder.node(gradient)
+            for name, gradient in zip(inputs, gradients, strict=True)
+            if gradient is not None
+        }
+    except Untranslated as why:
+        raise Refused(Unfused.RESULT, why) from None
 
 
 class _Seeded(torch.autograd.Function):
@@ -303,285 +272,14 @@ class _Seeded(torch.autograd.Function):
         return None, *ctx.cotangents
 
 
-def weights_of(layer: Layer) -> dict[str, Tensor]:
-    """Parameters and buffers of the layer that no ``add_parameter`` declared."""
-    held = sum([len(part._parameters) + len(part._buffers) for part in parts(layer)])
-    if held == len(layer._specs):
-        return {}  # as for most layers, at every timestep
-    declared = {spec.raw_name for spec in layer._specs.values()}
-    named = itertools.chain(layer.named_parameters(), layer.named_buffers())
-    return {name: tensor for name, tensor in named if name not in declared}
-
-
-def _check_sizes(layer: Layer, weights: Mapping[str, Tensor]) -> None:
-    for part in parts(layer)[1:]:
-        if hooked(part):
-            raise Refused(f"its {type(part).__name__} has hooks, which run at every timestep")
-    neurons = (layer.num_neurons,)
-    for name, state in layer._state_specs.items():
+def _check_sizes(subject: Subject, weights: Mapping[str, Tensor]) -> None:
+    neurons = (subject.neurons,)
+    for name, state in subject.declaration.states.items():
         if state.sizes != neurons:
-            raise Refused(f"the state {name} has the sizes {state.sizes}, not one per neuron")
-    for name, spec in layer._specs.items():
+            raise Refused(Unfused.STATE_SIZES, name, state.sizes)
+    for name, spec in subject.declaration.parameters.items():
         if spec.shape not in ((), neurons):
-            raise Refused(f"{name} has the shape {spec.shape}, not one value per neuron or layer")
+            raise Refused(Unfused.SIZES, name, spec.shape)
     for name, weight in weights.items():
         if not weight.is_floating_point() or tuple(weight.shape) not in ((), neurons):
-            raise Refused(
-                f"{name} is {list(weight.shape)} {weight.dtype}, not one value per neuron or layer"
-            )
-
-
-@contextmanager
-def replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The weights of submodules replaced, outside ``nn.Module``'s registration."""
-    if not tensors:
-        yield
-        return
-    from torch.nn.utils.stateless import _reparametrize_module
-
-    with _reparametrize_module(layer, dict(tensors)):
-        yield
-
-
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what is computed, as a graph; a tensor is known by its storage.
-
-    Autograd hands back what it saved in new tensor objects, but on the same storage, and nothing
-    here writes in place.
-    """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and asking would import the compiler
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, graph: Graph) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.shape, self.dtype, self.graph = shape, dtype, graph
-        self.refused: Refused | None = None
-        self._nodes: dict[int, Node] = {}
-        self._alive: list[Tensor] = []
-
-    def given(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """A tensor that stands for an input; of the sample's size where no other is said."""
-        tensor = torch.ones(self.shape if shape is None else shape, dtype=self.dtype)
-        self._know(tensor, self.graph.input(name))
-        return tensor
-
-    def output(self, name: str, value: object) -> Node:
-        """The node of what the step returned."""
-        if not isinstance(value, Tensor) or tuple(value.shape) != self.shape:
-            got = list(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise Refused(f"{name} is {got} for an input of {list(self.shape)}, not elementwise")
-        if value.dtype != self.dtype:
-            raise Refused(f"{name} is {value.dtype}, not the states' {self.dtype}")
-        return self.node(value)
-
-    def node(self, value: Any) -> Node:
-        """The node of an argument: a tensor seen before, or a number."""
-        if isinstance(value, bool) or not isinstance(value, (Tensor, int, float)):
-            raise Refused(f"the argument {value!r} is neither a tensor nor a number")
-        if not isinstance(value, Tensor):
-            return self.graph.const(value)
-        key = _storage(value)
-        if key not in self._nodes:
-            raise Refused(
-                f"it reads a tensor of shape {list(value.shape)} that is neither a state, "
-                f"a parameter nor computed from them"
-            )
-        return self._nodes[key]
-
-    def _know(self, tensor: Tensor, node: Node) -> None:
-        self._nodes[_storage(tensor)] = node
-        self._alive.append(tensor)
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        name = str(func).removeprefix("aten.").removesuffix(".default")
-        out = func(*args, **kwargs)
-        base, _, overload = name.partition(".")
-        try:
-            if base.endswith("_") and not base.startswith("_"):
-                self._write(base[:-1] + ("." + overload if overload else ""), out, args, kwargs)
-            elif "out" in kwargs:
-                raise Refused("with out= has no kernel")
-            elif isinstance(out, Tensor) and _storage(out) in self._nodes:
-                self._check_alias(base, out, args[0])
-            else:
-                self._know(out, self._translated(name, out, args, kwargs))
-        except Refused as refused:
-            self.refused = Refused(f"{name} at {_where()}: {refused}")
-            raise self.refused from None
-        return out
-
-    def _write(
-        self, name: str, out: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        """A write in place into what was computed here: its storage is another node from now on."""
-        target = self.node(args[0])
-        if target.op == INPUT:
-            raise Refused(f"writes in place into {target.label}; a step must be pure")
-        node = self._translated(name, out, args, kwargs)
-        self._nodes[_storage(out)] = self._converted(node, target.gives)
-
-    def _check_alias(self, name: str, out: Tensor, whole: Tensor) -> None:
-        """The same memory must be the same values in the same places."""
-        if name == "expand" and out.shape == self.shape:
-            return
-        for what in (Tensor.size, Tensor.stride, Tensor.is_neg):
-            if what(out) != what(whole) or out.dtype != whole.dtype:
-                raise Refused("shows a tensor in another way; the engine takes elementwise steps")
-
-    def _translated(
-        self, name: str, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Node:
-        if not isinstance(out, Tensor):
-            raise Refused("is not elementwise")
-        make = _SPECIAL.get(name)
-        if make is None and name not in BY_ATEN:
-            raise Refused("has no row in the table of operations (tracetorch.engine.ops)")
-        if out.dtype not in (self.dtype, torch.bool):
-            raise Refused(f"computes in {out.dtype}, not in the states' {self.dtype}")
-        if make is not None:
-            return make(self, args, kwargs)
-        unused = {key: value for key, value in kwargs.items() if value != _NEUTRAL.get(key)}
-        if unused:
-            raise Refused(f"with the options {unused} has no kernel")
-        row = BY_ATEN[name]
-        given = (*args, *row.defaults[len(args) - len(row.takes) + len(row.defaults) :])
-        if len(given) != len(row.takes):
-            raise Refused(f"with the arguments {given[len(row.takes) :]} has no kernel")
-        nodes = [self.node(arg) for arg in given]
-        return self.graph.op(row.name, *map(self._converted, nodes, row.takes))
-
-    def _converted(self, node: Node, kind: str) -> Node:
-        if node.gives == kind:
-            return node
-        return self.graph.op("to_float" if kind == "f" else "to_bool", node)
-
-
-class _Draws:
-    """The stream of the sample: every number another node."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self._recorder, self._drawn = recorder, 0
-
-    def draw(self, like: Tensor) -> Tensor:
-        """A number that stands for the next ones."""
-        recorder = self._recorder
-        if like.shape != recorder.shape or like.dtype != recorder.dtype:
-            raise Refused(f"draws random numbers of {list(like.shape)} {like.dtype}")
-        drawn = torch.full(recorder.shape, 0.5, dtype=recorder.dtype)
-        recorder._know(drawn, recorder.graph.random(self._drawn))
-        self._drawn += 1
-        return drawn
-
-
-_NEUTRAL: dict[str, Any] = {"alpha": 1}
-
-_Make = Callable[[_Recorder, Sequence[Any], Mapping[str, Any]], Node]
-
-
-def _scaled_sum(sign: str) -> _Make:
-    def make(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-        graph, (left, right) = recorder.graph, map(recorder.node, args[:2])
-        if left.gives == right.gives == "b":
-            raise Refused("of booleans has no kernel")
-        left, right = recorder._converted(left, "f"), recorder._converted(right, "f")
-        alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
-        return graph.op(sign, left, graph.op("mul", right, graph.const(alpha)))
-
-    return make
-
-
-def _filled(value: float | None) -> _Make:
-    """A constant; None reads it from the arguments after the shape."""
-
-    def make(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-        del kwargs
-        return recorder.graph.const(args[-1] if value is None else value)
-
-    return make
-
-
-def _clamp(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-    node = recorder.node(args[0])
-    bounds = {"min": kwargs.get("min"), "max": kwargs.get("max")}
-    bounds.update(zip(bounds, args[1:], strict=False))
-    for name, op in (("min", "maximum"), ("max", "minimum")):
-        if bounds[name] is not None:
-            node = recorder.graph.op(op, node, recorder.node(bounds[name]))
-    return node
-
-
-def _hardtanh(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-    return _clamp(recorder, (*args, *(-1.0, 1.0)[len(args) - 1 :]), kwargs)
-
-
-def _cast(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-    node, kind = recorder.node(args[0]), kwargs.get("dtype", args[0].dtype)
-    return recorder._converted(node, "b" if kind == torch.bool else "f")
-
-
-def _reflected_pow(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-    del kwargs
-    return recorder.graph.op("pow", *map(recorder.node, args))
-
-
-def _select(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-    """``masked_fill(x, mask, value)``."""
-    del kwargs
-    x, mask, value = map(recorder.node, args)
-    return recorder.graph.op("where", mask, value, x)
-
-
-def _same(recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-    del kwargs
-    return recorder.node(args[0])
-
-
-_SPECIAL: dict[str, _Make] = {
-    "add.Tensor": _scaled_sum("add"),
-    "sub.Tensor": _scaled_sum("sub"),
-    "add.Scalar": _scaled_sum("add"),
-    "sub.Scalar": _scaled_sum("sub"),
-    "clamp": _clamp,
-    "hardtanh": _hardtanh,
-    "_to_copy": _cast,
-    "clone": _same,
-    "zeros_like": _filled(0.0),
-    "ones_like": _filled(1.0),
-    "full_like": _filled(None),
-    "zeros": _filled(0.0),
-    "new_zeros": _filled(0.0),
-    "ones": _filled(1.0),
-    "full": _filled(None),
-    "scalar_tensor": _filled(None),
-    "pow.Scalar": _reflected_pow,
-    "masked_fill.Scalar": _select,
-    "masked_fill.Tensor": _select,
-}
-
-
-def _storage(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata
-    return address
-
-
-def _where() -> str:
-    """The innermost source line outside torch and the engine: where the step asked for it."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        name = frame.f_globals.get("__name__", "")
-        if (
-            not name.startswith(("torch.", "tracetorch.engine", "tracetorch.looking"))
-            and name != "torch"
-        ):
-            break
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            raise Refused(Unfused.SIZES, name, f"{list(weight.shape)} in {weight.dtype}")

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 from torch.amp.autocast_mode import autocast
 from torch.nn.functional import linear
-from tracetorch import Layer
-from tracetorch.engine.admission import bypassed, peculiar, transformed
+from tracetorch import Layer, mode
 from tracetorch.parameters import checked_integer
-from tracetorch.states import moved
 
 States = tuple[Tensor, ...]
 Kernel = Callable[..., Any]
@@ -96,31 +94,26 @@ class Cell(Layer):
         return kept, kept[self.state_names[0]]
 
     def _timestep(self, x: Tensor, states: States, weights: States) -> States:
-        if self.torch_cell is None or transformed():
+        if self.torch_cell is None or mode.transformed():
             return self.cell(x, states, weights)
         new = self.torch_cell(x, _packed(states), *weights)
         return new if isinstance(new, tuple) else (new,)
 
-    def _sequence(self, x: Tensor) -> Tensor:
+    def sequence(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor] | None:
+        """All timesteps through torch's kernel; None where there is none for it."""
         kernel = self.torch_sequence
         # torch.compile takes the kernels apart into timesteps, and cannot train the LSTM's
-        stepped = bypassed() or torch.compiler.is_compiling() or peculiar(self)
-        if kernel is None or stepped:
-            return super()._sequence(x)
-        place, dtype = self.dim % (x.ndim - 1), self._state_dtype(x)
-        specs = self._state_specs.items()
-        standing = [s.to_last(self._standing(n, s, x[0], dtype), place) for n, s in specs]
-        last = moved(x, place + 1, x.ndim - 1).to(dtype)
-        flat = last.reshape(len(x), last.shape[1:-1].numel(), self.in_features)
-        weights = _weights(self._parameters_as(dtype))
+        if kernel is None or torch.compiler.is_compiling() or mode.recording():
+            return None
+        old = [getattr(states, name) for name in self.state_names]
+        flat = x.reshape(len(x), x.shape[1:-1].numel(), self.in_features)
         with _unrounded(x.device.type):
-            y, *final = _run(kernel, flat, standing, weights)
-        self._states = {
-            name: spec.from_last(new.reshape(old.shape), place)
-            for (name, spec), new, old in zip(specs, final, standing, strict=True)
+            y, *final = _run(kernel, flat, old, _weights(p))
+        new = {
+            name: state.reshape(before.shape)
+            for name, state, before in zip(self.state_names, final, old, strict=True)
         }
-        y = y.reshape(*last.shape[:-1], self.out_features)
-        return moved(y, x.ndim - 1, place + 1).to(x.dtype)
+        return new, y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Sizes and dim."""

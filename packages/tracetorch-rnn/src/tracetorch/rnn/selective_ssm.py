@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tracetorch import Layer, constraints
-from tracetorch.engine import scan
-from tracetorch.engine.admission import bypassed
-from tracetorch.engine.sequence import number_of
+from tracetorch.engine import Scan
 from tracetorch.parameters import checked_integer
-from tracetorch.states import moved
 
 STEP_LOW, STEP_HIGH, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -140,24 +137,14 @@ class SelectiveSSM(Layer):
     def _read_out(self, y: Tensor, x: Tensor, p: Any) -> Tensor:
         return _through(self.out_proj, y + p.D * x)
 
-    def _sequence(self, x: Tensor) -> Tensor:
-        dtype, place, spec = self._state_dtype(x), self.dim % (x.ndim - 1), self._state_specs["h"]
-        backend = self._backend(dtype, x.device.type)
-        if backend is None:
-            return torch.stack([self(timestep) for timestep in x])
-        last = moved(x, place + 1, x.ndim - 1).to(dtype)
-        standing = spec.to_last(self._standing("h", spec, x[0], dtype), place)
-        p, (dt, B, C) = self._parameters_as(dtype), self.project(last)
-        h, y = SELECTIVE_SCAN.sequence(backend, standing, dt, last, B, C, p.A)
-        self._states = {"h": spec.from_last(h, place)}
-        return moved(self._read_out(y, last, p), x.ndim - 1, place + 1).to(x.dtype)
-
-    def _backend(self, dtype: torch.dtype, device: str) -> str | None:
-        """Whose kernel whole sequences of this kind go through; None where they are stepped."""
-        if bypassed():
+    def sequence(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor] | None:
+        """Project all timesteps, scan them in one kernel, project back."""
+        dt, B, C = self.project(x)
+        found = SELECTIVE_SCAN.sequence(states.h, dt, x, B, C, p.A, owner=self)
+        if found is None:
             return None
-        training = torch.is_grad_enabled()
-        return scan.served(number_of(self), SELECTIVE_SCAN.name, dtype, device, training)
+        h, y = found
+        return {"h": h}, self._read_out(y, x, p)
 
     def kernel_source(
         self,
@@ -168,8 +155,8 @@ class SelectiveSSM(Layer):
     ) -> str:
         """The generated source of the scan's kernel; the same for every ``ndim``."""
         del ndim
-        real = self._promoted(dtype)
-        return scan.source(self, SELECTIVE_SCAN.name, real, backward, backend)
+        real = torch.promote_types(dtype, self.A.dtype)
+        return SELECTIVE_SCAN.source(self, real, backward, backend)
 
     def extra_repr(self) -> str:
         """Sizes, rank of the step sizes, dim."""
@@ -197,7 +184,7 @@ def selective_lane(
     return h, C * h
 
 
-SELECTIVE_SCAN = scan.Scan(
+SELECTIVE_SCAN = Scan(
     "selective_scan", selective_lane, {"dt": "d", "x": "d", "B": "n", "C": "n", "A": "dn"}
 )
 

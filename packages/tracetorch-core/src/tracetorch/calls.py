@@ -1,0 +1,238 @@
+"""What a call of a layer does: one timestep or a whole sequence, through the engine where it can.
+
+Here a layer becomes a request to the engine, and an answer becomes the layer's states. What the
+engine does not take runs by the layer's own ``step``, or its own ``sequence``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch import mode
+from tracetorch.choice import EAGER, cannot, chosen
+from tracetorch.effective import effective, promoted, weights_of
+from tracetorch.engine import serving
+from tracetorch.engine.request import Request, Subject
+from tracetorch.errors import StateError
+from tracetorch.layer_states import standing
+from tracetorch.modules import hooked, parts
+from tracetorch.passage import refuse_strangers
+from tracetorch.randomness import RANDOM, after
+from tracetorch.reasons import Reason, Unfused
+from tracetorch.recomputation import refuse_plain_recomputation
+from tracetorch.states import alike, moved
+from tracetorch.timestep import outlined, random_state, timestep
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def standard(method: _Method) -> _Method:
+    """Marks what a layer does not have to be asked about: the methods of ``tt.Layer`` itself."""
+    method.standard = True  # type: ignore[attr-defined]
+    return method
+
+
+def peculiar(layer: nn.Module) -> Reason | None:
+    """What of a layer asks for a call at every timestep; None where a sequence serves as well."""
+    kind = type(layer)
+    name = kind.__name__
+    own = {} if torch.compiler.is_compiling() else vars(layer)
+    if "forward" in own or not hasattr(kind.forward, "standard"):
+        return Reason(Unfused.OWN, (name, "forward"))
+    if kind.__call__ is not nn.Module.__call__:
+        return Reason(Unfused.OWN, (name, "__call__"))
+    if hooked(layer):
+        return Reason(Unfused.HOOKS, (name,))
+    return None
+
+
+def called(layer: Any, x: Tensor) -> Tensor:
+    """One timestep: the output; the states move on.
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor.
+        StateError: ``x`` does not fit the layer, or the standing state does not fit ``x``.
+    """
+    refuse_strangers(layer)
+    check_input(layer, x)
+    refuse_plain_recomputation(layer)
+    if serving.steps_fused() and hasattr(type(layer).sequence, "standard"):
+        answer = serving.step(_request(layer, x, x, single=True))
+        if answer is not None:
+            _keep(layer, answer.states, answer.random, 1)
+            return answer.y
+    y, states = timestep(layer, x, parameters_as(layer, promoted(layer, x.dtype)))
+    layer.tt.states = states
+    return y
+
+
+def unrolled(layer: Any, x: Tensor) -> Tensor:
+    """A whole sequence: the outputs; the states are the final ones, or those from before.
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor.
+        StateError: ``x`` is no sequence that fits, or a timestep fails.
+    """
+    refuse_strangers(layer)
+    if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
+        got = list(x.shape) if isinstance(x, Tensor) else outlined(x)
+        raise StateError(
+            layer, f"unroll takes [T, …] with time first and at least one timestep, got {got}"
+        )
+    check_input(layer, x[0])
+    refuse_plain_recomputation(layer)
+    before = layer.tt.states
+    try:
+        y = _at_once(layer, x)
+        return torch.stack([layer(timestep) for timestep in x]) if y is None else y
+    except BaseException:
+        layer.tt.states = before
+        raise
+
+
+def _at_once(layer: Any, x: Tensor) -> Tensor | None:
+    """The sequence by the layer's own method or a kernel; None where it has to be stepped."""
+    if chosen() == EAGER or mode.transformed():
+        return None
+    why = peculiar(layer)
+    if why is not None:
+        cannot(layer, why)
+        return None
+    if not hasattr(type(layer).sequence, "standard"):
+        return _by_its_own(layer, x)
+    answer = serving.unroll(_request(layer, x, x[0], single=False))
+    if answer is None:
+        return None
+    _keep(layer, answer.states, answer.random, len(x))
+    return answer.y
+
+
+def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
+    """By the method ``sequence`` of its class."""
+    why = _outdated(layer)
+    if why is not None:
+        cannot(layer, why)
+        return None
+    declared, dtype, place = layer.tt.declaration, promoted(layer, x.dtype), layer.dim % (x.ndim - 1)
+    old = [
+        spec.to_last(state, place)
+        for spec, state in zip(declared.states.values(), standing(layer, x[0], dtype), strict=True)
+    ]
+    last = moved(x, place + 1, x.ndim - 1).to(dtype)
+    found = layer.sequence(declared.state_fields(*old), last, parameters_as(layer, dtype))
+    if found is None:
+        return None
+    new, y = found
+    _check_found(layer, new, y, old, x)
+    kept = {name: new[name].clone() if alike(new[name], last) else new[name] for name in new}
+    if any(alike(y, other) for other in (last, *kept.values())):
+        y = y.clone()
+    layer.tt.states = {
+        name: spec.from_last(kept[name].to(dtype), place) for name, spec in declared.states.items()
+    }
+    return moved(y, x.ndim - 1, place + 1).to(x.dtype)
+
+
+def _outdated(layer: Any) -> Reason | None:
+    """Why its ``sequence`` may be another than its timesteps; None where it holds."""
+    kinds, name = type(layer).__mro__, type(layer).__name__
+    first = next(kind for kind in kinds if {"step", "sequence"} & vars(kind).keys())
+    if "sequence" not in vars(first):
+        return Reason(Unfused.OWN, (name, "step"))
+    for part in parts(layer)[1:]:
+        if hooked(part):
+            return Reason(Unfused.HOOKS, (f"its {type(part).__name__}",))
+    return None
+
+
+def _check_found(
+    layer: Any, new: Mapping[str, Tensor], y: Tensor, old: Sequence[Tensor], x: Tensor
+) -> None:
+    declared = layer.tt.declaration.states
+    if new.keys() != declared.keys():
+        raise StateError(
+            layer, f"sequence must return the states {sorted(declared)}, got {sorted(new)}"
+        )
+    for name, state in zip(declared, old, strict=True):
+        if new[name].shape != state.shape:
+            raise StateError(
+                layer,
+                f"sequence must return {name} in its own shape {list(state.shape)} (neurons last), "
+                f"got {list(new[name].shape)}",
+            )
+    if y.ndim != x.ndim or len(y) != len(x):
+        raise StateError(
+            layer,
+            f"sequence must return outputs [T, …, size] (neurons last) for an input of "
+            f"{list(x.shape)}, got {list(y.shape)}",
+        )
+
+
+# ---------------------------------------------------------------------- requests
+
+
+def subject_of(layer: Any) -> Subject:
+    """What computes the layer's timesteps, for the engine."""
+    record = layer.tt
+    return Subject(layer, record.declaration, layer.num_neurons, layer.dim, record.findings)
+
+
+def _request(layer: Any, x: Tensor, timestep: Tensor, single: bool) -> Request:
+    real = promoted(layer, timestep.dtype)
+    states = standing(layer, timestep, real)
+    own = parameters_as(layer, real)
+    weights = weights_of(layer, layer.tt.declaration.parameters)
+    parameters = [*own, *[weight.to(real) for weight in weights.values()]]
+    random = functools.partial(random_state, layer, timestep)
+    return Request(subject_of(layer), x, states, parameters, real, random, single)
+
+
+def parameters_as(layer: Any, dtype: torch.dtype) -> Any:
+    """The effective parameters by attribute, in this type."""
+    record = layer.tt
+    found = [
+        effective(layer, spec, record.constants, record.compiled)
+        for spec in record.declaration.parameters.values()
+    ]
+    return record.declaration.parameter_fields(
+        *[value if value.dtype is dtype else value.to(dtype) for value in found]
+    )
+
+
+def _keep(layer: Any, states: Sequence[Tensor], random: Tensor | None, steps: int) -> None:
+    """The final states, put in place."""
+    final: dict[str, Tensor | None] = dict(zip(layer.tt.declaration.states, states, strict=True))
+    if random is not None:
+        final[RANDOM] = after(random, steps)
+    layer.tt.states = final
+
+
+def check_input(layer: Any, x: object) -> None:
+    """TypeError or StateError unless ``x`` is a timestep for the layer."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{layer!r}: the input x must be a floating-point tensor, {_instead(x)}")
+    dim = layer.dim
+    if not -x.ndim <= dim < x.ndim:
+        raise StateError(
+            layer, f"the input x of shape {list(x.shape)} has no dimension dim={dim}"
+        )
+    if x.shape[dim] != layer.num_neurons:
+        raise StateError(
+            layer,
+            f"the input x of shape {list(x.shape)} has {x.shape[dim]} neurons at dim={dim}, the "
+            f"layer has {layer.num_neurons}",
+        )
+
+
+def _instead(x: object) -> str:
+    """What came instead of a floating-point tensor, and the remedy."""
+    if isinstance(x, Tensor):
+        return f"got {x.dtype}; convert it with x.float()"
+    if x is None:
+        return "got None; does the module before it return its output?"
+    return f"got {outlined(x)}; convert it with torch.as_tensor(x)"

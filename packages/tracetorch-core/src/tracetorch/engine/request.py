@@ -1,0 +1,55 @@
+"""What the engine is told: a pure step, what was declared of it, and tensors. Knows no layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.declaration import Declaration
+from tracetorch.engine.findings import Findings
+
+
+class Subject(NamedTuple):
+    """What computes a timestep.
+
+    Attributes:
+        module: has the pure method ``step(states, x, p) → (new states by name, y)``, and whatever
+            the step reads.
+        declaration: its states and parameters.
+        neurons: how many there are along ``dim``.
+        dim: where they are in a timestep.
+        findings: what the engine already knows of it.
+    """
+
+    module: nn.Module
+    declaration: Declaration
+    neurons: int
+    dim: int
+    findings: Findings
+
+
+class Request(NamedTuple):
+    """A sequence or a timestep to be computed.
+
+    Attributes:
+        subject: what computes it.
+        x: ``[T, …]``, or one timestep ``[…]``, in the user's layout.
+        states: at the start, in the order of the declaration, in the user's layout.
+        parameters: effective parameters in that order, then the module's other weights, all in
+            the type of the states.
+        real: that type.
+        random: gives seed and count of its random numbers, if it draws any; asked once it is
+            certain that it runs here, for a seed may have to be drawn.
+        single: ``x`` is one timestep.
+    """
+
+    subject: Subject
+    x: Tensor
+    states: list[Tensor]
+    parameters: list[Tensor]
+    real: torch.dtype
+    random: Callable[[], Tensor | None]
+    single: bool

@@ -1,0 +1,321 @@
+"""Sequences and timesteps through fused kernels: which program serves a request, and its answer.
+
+What cannot be served here is answered with None, and why is said: the step then runs by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracetorch import mode
+from tracetorch.choice import AUTO, BackendError, cannot, chosen
+from tracetorch.effective import weights_of
+from tracetorch.engine import operators, segments
+from tracetorch.engine.cpp import REAL, STORED, abridged
+from tracetorch.engine.definition import Definition
+from tracetorch.engine.findings import Findings
+from tracetorch.engine.launch import BuildError
+from tracetorch.engine.operators import Served
+from tracetorch.engine.program import Program, register
+from tracetorch.engine.reads import Reads
+from tracetorch.engine.request import Request, Subject
+from tracetorch.engine.targets import TARGETS, serving
+from tracetorch.engine.trace import Traced, scene_of, trace
+from tracetorch.mode import Way
+from tracetorch.numbering import numbered
+from tracetorch.reasons import Reason, Refused, Unfused
+
+# Operations of a timestep below which they are faster one by one, without gradients and with: to
+# call a kernel takes as long as three, to call its autograd function as six.
+_FEWEST = {False: 4, True: 7}
+# a step whose attributes change from call to call is not worth a kernel for each
+_MOST = 32
+
+
+class Answer(NamedTuple):
+    """What was computed.
+
+    Attributes:
+        y: outputs, of a sequence ``[T, …]``.
+        states: the final ones, in the declaration's order.
+        random: seed and count of the random numbers, as they were at the start.
+    """
+
+    y: Tensor
+    states: Sequence[Tensor]
+    random: Tensor | None
+
+
+class Tracing(NamedTuple):
+    """What came of tracing a step.
+
+    Attributes:
+        reads: what the step had read, then; it is another one where that is no longer there.
+        traced: its graphs, or why there are none.
+        definition: itself, as it was then.
+        served: the programs made of it by types, flags and target; or why there is none.
+    """
+
+    reads: Reads
+    traced: Traced | Reason
+    definition: Definition | None
+    served: dict[object, Served | Reason]
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def unroll(request: Request) -> Answer | None:
+    """A checked sequence through a kernel; None where it has to be stepped.
+
+    Raises:
+        BackendError: a backend was asked for by name, and cannot take the sequence.
+    """
+    subject, tensors = request.subject, (request.x, *request.states, *request.parameters)
+    way = mode.way(tensors)
+    if why := _hindered(request, way):
+        cannot(subject.module, why)
+        return None
+    flags = _flags(request)
+    types = (request.x.ndim - 1, request.real, request.x.dtype, request.x.device.type)
+    if way is Way.OPERATOR:
+        name = program_name(subject.findings.number, *types, *flags)
+        if name is None:
+            return None
+        random = request.random()
+        found = torch.ops.tracetorch.unroll(
+            request.x, request.states, request.parameters, random, name, flags
+        )
+        return Answer(found[0], found[1 : 1 + len(request.states)], random)
+    by = served(subject, *types, flags, False)
+    if isinstance(by, Reason):
+        cannot(subject.module, by)
+        return None
+    random = request.random()
+    found = _run(by, request, random)
+    return Answer(found[0], found[1 : 1 + len(request.states)], random)
+
+
+def _run(by: Served, request: Request, random: Tensor | None) -> Sequence[Tensor]:
+    """A sequence, timestep after timestep or, where that is faster, in segments at once."""
+    x, states, parameters = request.x, request.states, request.parameters
+    affine = x.device.type != "cpu" and by.plan.program.affine
+    count = segments.count(len(x), x.shape[1:].numel(), x.device) if affine else 1
+    if count > 1:
+        found = segments.unroll(
+            lambda x, states: operators.run(by, x, states, parameters, None), x, states, count
+        )
+        if found is not None:
+            return found
+    return operators.run(by, x, states, parameters, random)
+
+
+def steps_fused() -> bool:
+    """Whether single timesteps may go through kernels, as far as one can say without a request."""
+    return chosen() in (AUTO, "cpp") and mode.ordinary()
+
+
+def step(request: Request) -> Answer | None:
+    """One checked timestep through a kernel; None where its operations are as fast, or have to be.
+
+    On the CPU alone, where it was measured to be faster than the operations one by one.
+    """
+    x = request.x
+    if x.device.type != "cpu" or _hindered(request, mode.way((x, *request.states))):
+        return None
+    by = served(
+        request.subject, x.ndim, request.real, x.dtype, "cpu", _flags(request), True
+    )
+    if isinstance(by, Reason):
+        return None
+    random = request.random()
+    found = operators.run(by, x, request.states, request.parameters, random, single=True)
+    return Answer(found[0], found[1 : 1 + len(request.states)], random)
+
+
+def source(
+    subject: Subject, ndim: int, real: torch.dtype, stored: torch.dtype, backward: bool, backend: str
+) -> str:
+    """The source of a step's kernel, with every gradient that can be asked for.
+
+    Raises:
+        ValueError: there is no such backend.
+        BackendError: there is no kernel; the message says why.
+    """
+    if backend not in TARGETS:
+        raise ValueError(f"kernel_source: backend must be one of {[*TARGETS]}, got {backend!r}")
+    try:
+        program = _program(subject, tracing(subject, real, ndim), real, stored, ndim, backend)
+    except Refused as why:
+        raise BackendError(f"{subject.module!r} has no kernel: {why}") from None
+    return abridged(program.source(program.gradients, backward))
+
+
+# ---------------------------------------------------------------------- who is served
+
+
+def _hindered(request: Request, way: Way) -> Reason | None:
+    """Why these tensors are for the step to take: a kernel would read whatever is at an address."""
+    x, declared = request.x, request.subject.declaration.parameters
+    if way is Way.STEP:
+        return Reason(Unfused.WATCHED)
+    if x.layout is not torch.strided:
+        return Reason(Unfused.LAYOUT, (str(x.layout),))
+    device = x.device
+    for tensor in (*request.states, *request.parameters):
+        if tensor.device != device:
+            return Reason(Unfused.ELSEWHERE, (str(device),))
+    # the module's other weights come behind the declared parameters
+    for spec, parameter in zip(declared.values(), request.parameters, strict=False):
+        if parameter.shape != spec.shape:
+            shapes = str(list(parameter.shape)), str(list(spec.shape))
+            return Reason(Unfused.DECLARED, (spec.name, *shapes))
+    return None
+
+
+def _flags(request: Request) -> tuple[bool, ...]:
+    """Which gradients to compute, of x, states, parameters.
+
+    Those of the states, known anyhow, are among them whenever there are any: so one kernel serves
+    the first timestep or chunk and the ones after it.
+    """
+    states, parameters = request.states, request.parameters
+    if not torch.is_grad_enabled():
+        return (False,) * (1 + len(states) + len(parameters))
+    own = [tensor.requires_grad for tensor in (request.x, *parameters)]
+    through = any(own) or any([state.requires_grad for state in states])
+    return (own[0], *[through] * len(states), *own[1:])
+
+
+def program_name(
+    subject: str, ndim: int, real: torch.dtype, stored: torch.dtype, device: str, *flags: bool
+) -> str | None:
+    """The registered, compiled program of a step for these types; None where it must step.
+
+    Asked and answered in constants: ``torch.compile`` takes the answer as one. ``subject``: its
+    number. ``flags``: for input, states and parameters, whether a gradient is wanted.
+    """
+    found: Subject = numbered(subject)
+    by = served(found, ndim, real, stored, device, flags, False)
+    if isinstance(by, Reason):
+        cannot(found.module, by)
+        return None
+    return by.plan.program.name
+
+
+program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def served(
+    subject: Subject,
+    ndim: int,
+    real: torch.dtype,
+    stored: torch.dtype,
+    device: str,
+    flags: tuple[bool, ...],
+    single: bool,
+) -> Served | Reason:
+    """The compiled plan of a step for these types; or why there is none."""
+    own = tracing(subject, real, ndim)
+    key = (stored, device, flags, chosen(), subject.dim, single)
+    by = own.served.get(key)
+    if by is None:
+        if len(own.served) >= _MOST:
+            own.served.pop(next(iter(own.served)))
+        by = own.served[key] = _prepared(
+            subject, own, ndim, real, stored, device, flags, single
+        )
+    return by
+
+
+def _prepared(
+    subject: Subject,
+    own: Tracing,
+    ndim: int,
+    real: torch.dtype,
+    stored: torch.dtype,
+    device: str,
+    flags: tuple[bool, ...],
+    single: bool,
+) -> Served | Reason:
+    try:
+        target = serving(device).name
+        program = _program(subject, own, real, stored, ndim, target)
+        few = single and program.traced.operations < _FEWEST[any(flags)]
+        if few:
+            return Reason(Unfused.ASKED)
+        plan = program.plan(flags)
+        plan.prepare()
+    except Refused as why:
+        return why.reason
+    except BuildError as error:
+        return Reason(Unfused.BUILD, (str(error),))
+    if own.definition is None:
+        return Reason(Unfused.RESULT, ("it has no definition",))
+    return operators.served(plan, own.definition)
+
+
+def _program(
+    subject: Subject,
+    own: Tracing,
+    real: torch.dtype,
+    stored: torch.dtype,
+    ndim: int,
+    backend: str,
+) -> Program:
+    if real not in REAL or stored not in STORED:
+        raise Refused(Unfused.TYPES, real, stored)
+    if isinstance(own.traced, Reason):
+        raise Refused(own.traced.why, *own.traced.names)
+    dim = subject.dim if subject.dim < 0 else subject.dim - ndim
+    return register(Program(own.traced, real, stored, subject.neurons, dim, backend))
+
+
+def tracing(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
+    """What came of tracing the step, as it is now."""
+    known = subject.findings.traced.setdefault((real, ndim, subject.neurons), [])
+    for place, found in enumerate(known):
+        if found.reads.last():
+            if place:
+                known.insert(0, known.pop(place))
+            return found  # type: ignore[no-any-return]
+    del known[_MOST - 1 :]
+    known.insert(0, _traced(subject, real, ndim))
+    return known[0]  # type: ignore[no-any-return]
+
+
+def _traced(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
+    scene = scene_of(subject)
+    definition = None
+    try:
+        traced: Traced | Reason = trace(subject, scene, real, ndim)
+        names = weights_of(subject.module, subject.declaration.parameters)
+        definition = Definition(subject, scene, [*names])
+    except Refused as why:
+        traced = why.reason
+    except Exception as error:  # the user's own, on a sample: stepping will show what it is
+        traced = Reason(Unfused.RAISES, (type(error).__name__, str(error)))
+    return Tracing(scene.reads, traced, definition, {})
+
+
+def why_stepped(findings: Findings | None) -> Reason | None:
+    """The reason that was found last why a step has no kernel; None: it has one, or none was asked.
+    """
+    for known in findings.traced.values() if findings is not None else ():
+        for own in known[:1]:
+            if isinstance(own.traced, Reason):
+                return own.traced
+            for by in reversed(own.served.values()):
+                if isinstance(by, Reason) and by.why is not Unfused.ASKED:
+                    return by
+    return None
+
+
+def programs(findings: Findings) -> list[Served]:
+    """How a step's sequences and timesteps run, as far as they were asked for and have kernels."""
+    known = [own for found in findings.traced.values() for own in found]
+    return [by for own in known for by in own.served.values() if isinstance(by, Served)]

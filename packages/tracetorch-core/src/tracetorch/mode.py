@@ -1,0 +1,82 @@
+"""What torch is doing around a call: differentiating, batching, compiling, tracing, faking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 - not in its stubs
+_C: Any = torch._C
+_KEYS: Any = getattr(torch._C, "_TorchDispatchModeKey")  # noqa: B009
+# modes under which a call has no values, or is written down as the operations that it is made of
+_RECORDING = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)
+_exporting: Any = getattr(torch.compiler, "is_exporting", None)
+
+
+class Way(Enum):
+    """How a fused kernel may be called, if at all."""
+
+    DIRECT = "directly"
+    OPERATOR = "as an operator of torch, which a graph or mode takes whole"
+    STEP = "not: torch wants to see the operations of the step"
+
+
+def way(tensors: Iterable[Tensor]) -> Way:
+    """How a kernel over these may be called here."""
+    if torch.compiler.is_compiling() and torch.compiler.is_dynamo_compiling():
+        return Way.STEP if exporting() else Way.OPERATOR
+    if recording() or not all(type(tensor) in PLAIN for tensor in tensors):
+        return Way.STEP
+    return Way.OPERATOR if _C._len_torch_dispatch_stack() else Way.DIRECT
+
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` traces: its programs hold operations that every process knows."""
+    return _exporting is not None and bool(_exporting())
+
+
+def recording() -> bool:
+    """Whether a tracer or fake mode of torch (other than ``torch.compile``) is at work."""
+    if _C._get_tracing_state() is not None:
+        return True
+    if not _C._len_torch_dispatch_stack():
+        return False
+    return any(_C._get_dispatch_mode(key) is not None for key in _RECORDING)
+
+
+def ordinary() -> bool:
+    """Whether nothing of all that is going on: values are values, and nobody looks on."""
+    return not (
+        torch.compiler.is_compiling()
+        or _C._len_torch_dispatch_stack()
+        or _C._get_tracing_state() is not None
+        or transformed()
+    )
+
+
+def transformed() -> bool:
+    """Whether torch is differentiating or batching in a way kernels do not take part in."""
+    return _C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def batched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether torch differentiates for several cotangents at once (``is_grads_batched``)."""
+    if torch.compiler.is_compiling():
+        return False
+    legacy = _functorch.is_legacy_batchedtensor
+    return any(tensor is not None and legacy(tensor) for tensor in tensors)
+
+
+def left_over(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a transform of ``torch.func`` that has ended."""
+    return _functorch.is_functorch_wrapped_tensor(tensor) and not (
+        _C._are_functorch_transforms_active()
+    )

@@ -1,0 +1,148 @@
+"""Whether a model's timesteps may run at once: decided once for a kind of sequence, then known.
+
+A kind is: training or not, gradients or not, the number of dimensions and the type. A model that
+was not found foldable is asked once more with its next sequence: it may have made for good what it
+goes by from then on. What is known of a model is kept on it, as its ``tt``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch import mode
+from tracetorch.declaration import Bookkeeping
+from tracetorch.numbering import number, numbered
+from tracetorch.reasons import Reason, Unfoldable, Unfolded
+from tracetorch.recomputation import restored
+from tracetorch.sequences.glance import Glance
+from tracetorch.sequences.trial import tried
+
+_log = logging.getLogger("tracetorch")
+
+Kind = tuple[bool, bool, int, torch.dtype]
+
+
+class Verdict(NamedTuple):
+    """What was decided of a kind.
+
+    Attributes:
+        why: why it is stepped; None where it is folded.
+        final: it is not asked again.
+    """
+
+    why: Reason | None
+    final: bool
+
+
+class Decisions(Bookkeeping):
+    """What is known of how one model's sequences run.
+
+    Attributes:
+        verdicts: by kind.
+        glance: its modules at a glance; None where it has to be taken anew.
+        having: which thread is in a call of it, if any; and in how many, one in another.
+        number: by which a compiled graph asks for it.
+    """
+
+    def __init__(self, number: str = "") -> None:
+        self.verdicts: dict[Kind, Verdict] = {}
+        self.glance: Glance | None = None
+        self.having: int
+        self.depth = 0
+        self.number = number
+        self._told: set[str] = set()
+
+    def renewed(self) -> Decisions:
+        """A copy of the model is another one."""
+        return Decisions()
+
+    def __reduce__(self) -> tuple[type[Decisions], tuple[()]]:
+        return Decisions, ()
+
+    def tell(self, model: nn.Module, why: Reason) -> None:
+        """In the log, once."""
+        message = f"{type(model).__name__} is stepped: {why}"
+        if message not in self._told and not torch.compiler.is_compiling():
+            self._told.add(message)
+            _log.info("%s", message)
+
+
+def kind_of(model: nn.Module, x: Tensor) -> Kind:
+    """Of which kind a sequence is for a model."""
+    return model.training, torch.is_grad_enabled(), x.ndim, x.dtype
+
+
+def seen(model: Any) -> Glance:
+    """The model at a glance, as it is now."""
+    decisions: Decisions = model.tt
+    if decisions.glance is None or not decisions.glance.holds():
+        decisions.glance = Glance(model)
+    return decisions.glance
+
+
+def decided(model: Any, x: Tensor) -> Reason | None:
+    """Why this sequence ``[T, B, …]`` is to be stepped; None: it is to be folded."""
+    decisions: Decisions = model.tt
+    kind = kind_of(model, x)
+    known = decisions.verdicts.get(kind)
+    if torch.compiler.is_compiling() and torch.compiler.is_dynamo_compiling():
+        if known is None:
+            return _as_reason(decided_unseen(decisions.number, tuple(x.shape), x.dtype))
+        return known.why
+    if known is not None and (known.final or restored()):
+        return known.why
+    if not mode.ordinary():  # there are no values that could be compared
+        return Reason(Unfolded.ALIKE) if known is None else known.why
+    why: Reason | None = None
+    try:
+        tried(model, x)
+    except Unfoldable as unfoldable:
+        why = unfoldable.reason
+    return conclude(model, kind, why)
+
+
+def conclude(model: Any, kind: Kind, why: Reason | None) -> Reason | None:
+    """Keep what was found of a kind, unless it was found of one sequence alone."""
+    decisions: Decisions = model.tt
+    if why is None:
+        decisions.verdicts[kind] = Verdict(None, final=True)
+        return None
+    if not (isinstance(why.why, Unfolded) and why.why.passing):
+        asked = kind in decisions.verdicts
+        decisions.verdicts[kind] = Verdict(why, final=asked)
+        decisions.tell(model, why)
+    return why
+
+
+def decided_unseen(number: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """The same within ``torch.compile``, of numbers drawn at random; asked in constants."""
+    model: Any = numbered(number)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (min(shape[0], 3), *shape[1:])
+    if dtype.is_floating_point:
+        x = torch.rand(sizes, generator=generator).to(dtype)
+    else:
+        x = torch.randint(0, 2, sizes, generator=generator).to(dtype)
+    device = next(iter(model.parameters()), x).device
+    why = decided(model, x.to(device).requires_grad_(dtype.is_floating_point))
+    return "" if why is None else str(why)
+
+
+decided_unseen._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _as_reason(words: str) -> Reason | None:
+    return Reason(Unfolded.RAISES, ("", words)) if words else None
+
+
+def numbered_decisions(model: nn.Module) -> Decisions:
+    """What is known of a model that nothing is known of."""
+    return Decisions(number(model, _itself))
+
+
+def _itself(model: Any) -> Any:
+    return model

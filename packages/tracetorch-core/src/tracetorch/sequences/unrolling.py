@@ -1,0 +1,311 @@
+"""A model's whole sequence: arguments, chunks, samples that end, cuts of the graph.
+
+A chunk is folded or stepped, as ``decision`` says; its outputs are put together by ``assembling``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
+
+from tracetorch import mode
+from tracetorch.errors import FoldError
+from tracetorch.layer import Layer
+from tracetorch.layer_states import States, held
+from tracetorch.parameters import checked_integer
+from tracetorch.reasons import Reason, Unfoldable, Unfolded
+from tracetorch.sequences.assembling import assembled
+from tracetorch.sequences.decision import conclude, decided, kind_of, seen
+from tracetorch.sequences.fold import folded
+from tracetorch.sequences.glance import Glance
+from tracetorch.sequences.recomputing import restored_states
+from tracetorch.walk import named_layers
+
+
+class Options(NamedTuple):
+    """How a sequence is to be gone through; see ``Model.unroll``."""
+
+    time_dim: int = 0
+    lengths: Tensor | None = None
+    chunk_size: int | None = None
+    detach_every: int | None = None
+    recompute: bool = False
+    fold: bool | None = None
+
+
+def unrolled(model: Any, x: Tensor, options: Options) -> Any:
+    """The outputs along ``time_dim``; the states are the final ones, or those from before.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: it is out of range, or a state has no batch for ``lengths``.
+        FoldError: it was to be folded, and cannot be.
+    """
+    glance = seen(model)
+    for layer in glance.layers:
+        passage = layer.tt.passage
+        if passage is not None and not passage.transparent:
+            raise Unfoldable(Unfolded.WITHIN, type(model).__name__)
+    steps = _checked_sequence(x, options.time_dim)
+    options = _checked(options, steps)
+    bounds = _bounds(len(steps), options)
+    run = _Run(model, glance, steps, options, bounds)
+    before = standing(model, glance)
+    try:
+        chunks = run.chunks()
+        if len(bounds) == 2:
+            outputs = next(chunks)
+        elif run.plain:
+            outputs = tree_map(lambda *parts: torch.cat(parts), *chunks)
+        else:
+            outputs = assembled(chunks, len(steps))
+        return tree_map(lambda output: _timed(output, options.time_dim), outputs)
+    except BaseException:
+        restore(model, before)
+        raise
+
+
+# ---------------------------------------------------------------------- states of all layers
+
+
+def standing(model: nn.Module, glance: Glance | None = None) -> dict[Layer, States]:
+    """The states of its layers."""
+    layers = glance.layers if glance is not None else [layer for _, layer in named_layers(model)]
+    return {layer: layer.tt.states for layer in layers}
+
+
+def restore(model: nn.Module, before: dict[Layer, States]) -> None:
+    """Put states back; a layer that has come since had none."""
+    for _, layer in named_layers(model):
+        layer.tt.states = before.get(layer, dict.fromkeys(layer.tt.states))
+
+
+# ---------------------------------------------------------------------- chunks
+
+
+class _Run:
+    """One sequence ``[T, B, …]`` on its way."""
+
+    def __init__(
+        self, model: Any, glance: Glance, steps: Tensor, options: Options, bounds: list[int]
+    ) -> None:
+        self._model, self._glance, self._steps = model, glance, steps
+        self._options, self._bounds = options, bounds
+        self.plain = torch.compiler.is_compiling() or mode.transformed()
+        self._recompute = options.recompute and torch.is_grad_enabled() and not self.plain
+        self._why = self._decided()
+
+    def _decided(self) -> Reason | None:
+        """Why it is stepped; None where it is folded."""
+        options, model = self._options, self._model
+        why: Reason | None = None
+        if options.fold is False:
+            return Reason(Unfolded.ASKED)
+        if name := self._glance.hooked():
+            why = Reason(Unfolded.HOOKS, (name,))
+            model.tt.tell(model, why)
+        elif options.fold is None and len(self._steps) > 1:
+            why = decided(model, self._steps)
+        if options.fold and why is not None:
+            raise FoldError(f"{type(model).__name__} cannot be folded: {why}")
+        if self._recompute and why is not None and not _pure(why):
+            raise FoldError(
+                f"recompute=True needs timesteps that can be computed again, and "
+                f"{type(model).__name__} is stepped: {why}"
+            )
+        return why
+
+    def chunks(self) -> Iterator[Any]:
+        """Outputs ``[t, B, …]`` between every two bounds."""
+        lengths, every = self._options.lengths, self._options.detach_every
+        for start, stop in itertools.pairwise(self._bounds):
+            active = None if lengths is None else lengths > start
+            if every and start and start % every == 0:
+                self._cut(active)
+            part = self._steps[start:stop]
+            yield self._recomputed(part, active) if self._recompute else self._chunk(part, active)
+
+    def _recomputed(self, steps: Tensor, active: Tensor | None) -> Any:
+        """The chunk, of which nothing is kept but its outputs."""
+        restored = restored_states(self._model)
+        return checkpoint(self._chunk, steps, active, use_reentrant=False, context_fn=restored)
+
+    def _chunk(self, steps: Tensor, active: Tensor | None) -> Any:
+        """Some timesteps in which no sample ends; those that have ended stand still, silent."""
+        if active is None:
+            return self._timesteps(steps)
+        before = standing(self._model)
+        if torch.compiler.is_compiling() or not active.all():
+            # what pads a sequence may be no number, and would make every gradient none
+            steps = torch.where(
+                _over(active, steps) | steps.isfinite(), steps, torch.zeros_like(steps)
+            )
+        y = self._timesteps(steps)
+        hold(self._model, active, before)
+        return tree_map(lambda t: _silenced(t, active), y)
+
+    def _timesteps(self, steps: Tensor) -> Any:
+        """The chunk at once where that was decided, else timestep by timestep."""
+        if self._why is not None or (len(steps) == 1 and not self._options.fold):
+            return looped(self._model, steps)
+        before = {layer: layer.tt.states for layer in self._glance.layers}
+        compiling = torch.compiler.is_compiling()
+        writes = [] if compiling else self._glance.writes()
+        why: Reason | None = None
+        try:
+            y = folded(self._model, self._glance.layers, steps)
+        except Unfoldable as unfoldable:
+            why = unfoldable.reason
+        if not compiling and (changed := self._glance.changes(writes)):
+            raise self._changed(changed)
+        if why is None:
+            return y
+        if self._options.fold:
+            raise FoldError(f"{type(self._model).__name__} cannot be folded: {why}")
+        for layer, states in before.items():
+            layer.tt.states = states
+        self._why = why
+        if not compiling:
+            conclude(self._model, kind_of(self._model, self._steps), why)
+        return looped(self._model, steps)
+
+    def _changed(self, names: list[str]) -> FoldError:
+        """What to raise: what a sequence at once has changed cannot be made undone."""
+        model = self._model
+        why = Reason(Unfolded.CHANGES, (", ".join(names),))
+        for _ in range(2):  # for good
+            conclude(model, kind_of(model, self._steps), why)
+        return FoldError(
+            f"forward of {type(model).__name__} changed {', '.join(names)} for the first time, over "
+            f"a whole sequence at once; hold it in a state of a tt.Layer, or unroll with fold=False. "
+            f"From now on the model is stepped"
+        )
+
+    def _cut(self, active: Tensor | None) -> None:
+        """Detach the states, but not those of samples whose sequence is over."""
+        before = standing(self._model)
+        for layer in before:
+            layer.detach_states()
+        if active is not None and (torch.compiler.is_compiling() or not active.all()):
+            hold(self._model, active, before)
+
+
+def _pure(why: Reason) -> bool:
+    return isinstance(why.why, Unfolded) and why.why.pure
+
+
+def looped(model: Any, steps: Tensor) -> Any:
+    """Timestep by timestep: the definition."""
+    outputs = []
+    for timestep in steps:
+        y = model(timestep)
+        for leaf in tree_leaves(y):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"unroll: forward of {type(model).__name__} must return tensors, or tuples, "
+                    f"lists or dicts of them, got {leaf!r}"
+                )
+        outputs.append(y)
+    return tree_map(lambda *ys: torch.stack(ys), *outputs)
+
+
+def hold(model: nn.Module, active: Tensor, before: dict[Layer, States]) -> None:
+    """States of samples that are not active as they were before."""
+    for _, layer in named_layers(model):
+        layer.tt.states = held(layer, active, before.get(layer, {}))
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def _checked(options: Options, steps: Tensor) -> Options:
+    lengths = options.lengths
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, steps)
+    every = _checked_count("detach_every", options.detach_every)
+    size = _checked_count("chunk_size", options.chunk_size)
+    for name, allowed in (("recompute", "True or False"), ("fold", "None, True or False")):
+        value = getattr(options, name)
+        if not isinstance(value, bool) and not (name == "fold" and value is None):
+            raise TypeError(f"unroll: {name} must be {allowed}, got {value!r}")
+    return options._replace(lengths=lengths, detach_every=every, chunk_size=size)
+
+
+def _checked_sequence(x: object, time_dim: int) -> Tensor:
+    if not isinstance(x, Tensor):
+        remedy = ""
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            remedy = "; torch.nn.utils.rnn.pad_packed_sequence gives x and lengths"
+        elif isinstance(x, (list, tuple)) and x and all(isinstance(part, Tensor) for part in x):
+            remedy = "; torch.stack(x), or pad_sequence(x) with lengths, is one"
+        raise TypeError(f"unroll: x must be a tensor [T, B, …], got a {type(x).__name__}{remedy}")
+    time_dim = checked_integer("unroll", "time_dim", time_dim)
+    if not -x.ndim <= time_dim < x.ndim or x.shape[time_dim] == 0:
+        raise ValueError(
+            f"unroll: x needs at least one timestep at time_dim={time_dim}, "
+            f"got the shape {list(x.shape)}"
+        )
+    return x.movedim(time_dim, 0)
+
+
+def _timed(outputs: Tensor, time_dim: int) -> Tensor:
+    """Outputs ``[T, …]`` with time at ``time_dim``."""
+    if not -outputs.ndim <= time_dim < outputs.ndim:
+        raise ValueError(
+            f"unroll: outputs of shape {list(outputs.shape)}, time first, have no dimension "
+            f"time_dim={time_dim} to put time at; give it as a negative number or move it first"
+        )
+    return outputs.movedim(0, time_dim)
+
+
+def _checked_count(name: str, value: int | None) -> int | None:
+    return None if value is None else checked_integer("unroll", name, value, low=1)
+
+
+def _bounds(steps: int, options: Options) -> list[int]:
+    """Where chunks begin and end: at multiples of the sizes asked for and where samples end."""
+    every, size, lengths = options.detach_every, options.chunk_size, options.lengths
+    bounds = {0, steps, *range(0, steps, every or steps), *range(0, steps, size or steps)}
+    if lengths is not None:
+        # a compiled graph cannot depend on where samples end: it asks at every timestep
+        bounds.update(range(steps) if torch.compiler.is_compiling() else lengths.tolist())
+    return sorted(bounds)
+
+
+def _silenced(output: Tensor, active: Tensor) -> Tensor:
+    """Outputs ``[T, B, …]`` with zeros for the samples that have ended."""
+    if output.shape[1:2] != active.shape:
+        raise ValueError(
+            f"a mask or lengths over {len(active)} samples needs them at dimension 0 of every "
+            f"state and output of a timestep, got one of shape {list(output.shape[1:])}"
+        )
+    return torch.where(_over(active, output), output, torch.zeros_like(output))
+
+
+def _over(active: Tensor, sequence: Tensor) -> Tensor:
+    """The mask of samples, to be broadcast with ``[T, B, …]``."""
+    return active.to(sequence.device).view(1, -1, *(1,) * (sequence.ndim - 2))
+
+
+def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:
+    """One length per sample, each within the sequence."""
+    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not isinstance(lengths, Tensor) or lengths.dtype not in kinds:
+        got = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
+        raise TypeError(f"unroll: lengths must be a tensor of integers [B], got {got}")
+    if steps.ndim < 2 or lengths.shape != steps.shape[1:2]:
+        raise ValueError(
+            f"unroll: lengths must have one entry per sample of x in [T, B, …] (here, time first, "
+            f"{list(steps.shape)}), got the shape {list(lengths.shape)}; for x in [B, T, …] pass "
+            f"time_dim=1"
+        )
+    lengths = lengths.long()
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > len(steps))).any()):
+        raise ValueError(f"unroll: lengths must lie in 0…{len(steps)}, got {lengths.tolist()}")
+    return lengths

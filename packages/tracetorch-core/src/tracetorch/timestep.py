@@ -1,0 +1,150 @@
+"""One timestep by a layer's own ``step``: the definition that everything faster is held to.
+
+What the step is given is prepared here (states that fit, neurons last, effective parameters), and
+what it returns is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch import randomness
+from tracetorch.effective import promoted
+from tracetorch.errors import StateError
+from tracetorch.layer_states import States, standing
+from tracetorch.modules import parts
+from tracetorch.randomness import RANDOM, Drawing, Random, after, lent
+from tracetorch.states import alike, moved
+
+
+def timestep(layer: Any, x: Tensor, parameters: Any) -> tuple[Tensor, States]:
+    """The output and the new states of one timestep of a checked input.
+
+    Args:
+        layer: a layer; its states are the ones to begin with.
+        x: in the user's layout.
+        parameters: effective values by attribute, in the states' type.
+
+    Raises:
+        StateError: a state does not fit the input, or the step is not what a step must be.
+    """
+    declared, place = layer.tt.declaration, layer.dim % x.ndim
+    dtype = promoted(layer, x.dtype)
+    old = [
+        spec.to_last(state, place)
+        for spec, state in zip(declared.states.values(), standing(layer, x, dtype), strict=True)
+    ]
+    last = moved(x, place, x.ndim - 1).to(dtype)
+    random = random_state(layer, x)
+    with drawing(layer, random, x):
+        new, y = _checked(layer, old, last, parameters)
+    kept: States = {}
+    for (name, spec), state in zip(declared.states.items(), old, strict=True):
+        if new[name].shape != state.shape:
+            raise StateError(
+                layer,
+                f"step must return {name} in its own shape {list(state.shape)} (neurons last), "
+                f"got {list(new[name].shape)}",
+            )
+        # what others write into the input or the output is not to change a state
+        found = new[name].clone() if alike(new[name], last) else new[name]
+        kept[name] = spec.from_last(found.to(dtype), place)
+    if random is not None:
+        kept[RANDOM] = after(random, 1)
+    if any(alike(y, other) for other in (last, *old, *new.values())):
+        y = y.clone()
+    return moved(y, -1, -1 if layer.dim == y.ndim - 1 else layer.dim).to(x.dtype), kept
+
+
+def _checked(
+    layer: Any, old: list[Tensor], x: Tensor, parameters: Any
+) -> tuple[Mapping[str, Tensor], Tensor]:
+    """What ``step`` returns, where it is what it should be."""
+    declared = layer.tt.declaration
+    states = declared.state_fields(*old)
+    given = {"x": x, **dict(zip(declared.states, old, strict=True))}
+    versions = {} if torch.compiler.is_compiling() else _versions(given)
+    try:
+        found: Any = layer.step(states, x, parameters)
+    except AttributeError as error:
+        for what, fields in (("states", states), ("parameters", parameters)):
+            known = ", ".join(fields._fields)
+            if error.obj is fields:
+                raise AttributeError(
+                    f"{layer!r}: step reads {error.name!r}, which is none of its {what}: "
+                    f"{known or 'it has none'}",
+                    name=error.name,
+                    obj=fields,
+                ) from None
+        raise
+    if not (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and isinstance(found[0], Mapping)
+        and isinstance(found[1], Tensor)
+        and all(isinstance(state, Tensor) for state in found[0].values())
+    ):
+        names = ", ".join(f"{name!r}: tensor" for name in declared.states)
+        raise StateError(layer, f"step must return ({{{names}}}, output), got {outlined(found)}")
+    if found[0].keys() != declared.states.keys():
+        raise StateError(
+            layer, f"step must return the states {sorted(declared.states)}, got {sorted(found[0])}"
+        )
+    for name, version in versions.items():
+        if given[name]._version != version:
+            raise StateError(
+                layer, f"step writes into {name} in place; it must compute new tensors instead"
+            )
+    return found
+
+
+def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How often each has been written to, where torch counts it."""
+    return {name: t._version for name, t in tensors.items() if not t.is_inference()}
+
+
+def outlined(value: object) -> str:
+    """What something is that should be something else, at a length that can be read."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(outlined, value))})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+# ---------------------------------------------------------------------- random numbers
+
+
+def sources(layer: Any) -> list[Random]:
+    """What draws random numbers in its step."""
+    return [part for part in parts(layer) if isinstance(part, Random)]
+
+
+def random_state(layer: Any, x: Tensor) -> Tensor | None:
+    """Seed and count of the random numbers, new where there are none yet, if it draws any."""
+    if not layer._modules or not sources(layer):
+        return None
+    random: Tensor | None = layer.tt.states.get(RANDOM)
+    if random is None:
+        return randomness.new(x.device)
+    if random.device != x.device:
+        raise StateError(
+            layer,
+            f"the standing state {RANDOM} is on {random.device}, the input on {x.device}; "
+            f"call zero_states() before a new sequence, or move the layer with .to()",
+        )
+    return random
+
+
+def drawing(
+    layer: Any, random: Tensor | None, x: Tensor
+) -> contextlib.AbstractContextManager[None]:
+    """Within it, the layer's step draws the numbers of the timestep of this input."""
+    if random is None:
+        return contextlib.nullcontext()
+    return lent(sources(layer), Drawing(random, x.movedim(layer.dim, -1).shape))
