@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tracetorch.effective import promoted
 from tracetorch.engine.scan import Scan
 
 # one torch spelling, at least, for each row: what a step would call, on arguments that fit it
-UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+UNARY: Mapping[str, Callable[[Tensor], Tensor]] = types.MappingProxyType({
     "neg": torch.neg,
     "abs": torch.abs,
     "reciprocal": lambda u: torch.reciprocal(u + 3.0),
@@ -56,8 +57,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "minimum": lambda u: u.clamp(max=0.4),
     "maximum": lambda u: u.clamp_min(-0.3),
     "rsub": lambda u: 1 - u,
-}
-BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+})
+BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = types.MappingProxyType({
     "add": lambda u, v: torch.add(u, v, alpha=0.5),
     "sub": torch.sub,
     "mul": torch.mul,
@@ -75,7 +76,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "or": lambda u, v: torch.where((u > 0) | (v > 0), u, v * 2),
     "xor": lambda u, v: torch.where((u > 0) ^ (v > 0), u, v * 2),
     "where": lambda u, v: torch.where(u > 0, v, u),
-}
+})
 
 
 class Composed(tt.Layer):
@@ -83,7 +84,7 @@ class Composed(tt.Layer):
 
     def __init__(self, num_neurons: int, made_of: list[tuple[Any, ...]], dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self.made_of = made_of
+        self.made_of = tuple(made_of)
         self.add_state("a", "b")
         self.add_parameter("p", torch.linspace(-0.9, 0.9, num_neurons))
         self.add_parameter("q", 0.7, rank=0, constraint=tt.constraints.sigmoid)

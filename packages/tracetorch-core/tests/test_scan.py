@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from tracetorch.choice import choosing
 from tracetorch.engine import scan as scans
 from tracetorch.engine.scan import Scan
 from tracetorch.engine.scan_kernel import ScanKernel
@@ -51,7 +52,10 @@ each = pytest.mark.parametrize("scan", SCANS, ids=lambda scan: scan.name)
 
 def fused(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
     assert scans._failure(scan, h.dtype, BACKEND, True) is None
-    return scan.sequence(BACKEND, h, *inputs)
+    with choosing(BACKEND):
+        found = scan.sequence(h, *inputs, owner=scan)
+    assert found is not None
+    return found
 
 
 def stepped(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:

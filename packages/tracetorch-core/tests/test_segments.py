@@ -9,10 +9,9 @@ import torch
 import tracetorch as tt
 from torch import Tensor
 from tracetorch import testing
-from tracetorch.engine import segments
 from tracetorch.calls import subject_of
-from tracetorch.engine.trace import scene_of, trace
-from tracetorch.reasons import Refused
+from tracetorch.engine import segments
+from tracetorch.engine.trace import Traced, scene_of, trace
 
 
 class Filter(tt.Layer):
@@ -41,6 +40,11 @@ class Straight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
+
+
+def traced_of(layer: tt.Layer) -> Traced:
+    subject = subject_of(layer)
+    return trace(subject, scene_of(subject), torch.float32, 2)
 
 
 def layer_of(update: Any) -> tt.Layer:

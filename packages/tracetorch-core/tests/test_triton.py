@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -16,13 +17,16 @@ import torch
 import tracetorch as tt
 from torch import Tensor
 from tracetorch import backends, testing
-from tracetorch.engine import launch, ops, triton, triton_scan
+from tracetorch.calls import subject_of
+from tracetorch.choice import choosing
+from tracetorch.engine import ops, targets, triton, triton_scan
+from tracetorch.engine import triton_launch as launch
 from tracetorch.engine.graph import ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.program import Program
 from tracetorch.engine.scan import Scan
 from tracetorch.engine.scan_kernel import ScanKernel
-from tracetorch.calls import subject_of
+from tracetorch.engine.targets import TARGETS
 from tracetorch.engine.trace import scene_of, trace
 from tracetorch.reasons import Refused
 
@@ -111,7 +115,7 @@ def kernel_of(
     real: torch.dtype = torch.float32,
     stored: torch.dtype | None = None,
 ) -> Kernel:
-    traced = traced_of(layer.to(real), real)
+    traced = trace(subject := subject_of(layer.to(real)), scene_of(subject), real, 2)
     program = Program(traced, real, stored or real, layer.num_neurons, -1, "triton")
     return program.kernel(program.gradients, backward)
 
@@ -163,7 +167,7 @@ by_row: Any = _by_row()
 
 
 def test_everything_is_every_row() -> None:
-    traced = traced_of(Everything().double(), torch.float64)
+    traced = trace(subject := subject_of(Everything().double()), scene_of(subject), torch.float64, 2)
     nodes = ordered([*traced.forward.values(), *traced.backward.values()])
     assert {node.op for node in nodes} - {"input", "const", "random"} == set(ops.TABLE)
 
@@ -350,20 +354,22 @@ def test_status_says_why_there_is_no_triton(
 def test_tensors_are_served_where_they_are(
     device: str, chosen: str, interpreting: bool, serving: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "interpreted", lambda: interpreting)
-    monkeypatch.setattr(launch, "missing", lambda: None)
-    monkeypatch.setattr(backends, "chosen", lambda: chosen)
-    if " " not in serving:
-        assert launch.serving(device) == serving
-    else:
-        with pytest.raises(Refused, match=f"^{serving}$"):
-            launch.serving(device)
+    also = ("cpu",) if interpreting else ()
+    row = dataclasses.replace(TARGETS["triton"], missing=lambda: None, also=lambda: also)
+    monkeypatch.setitem(TARGETS, "triton", row)
+    with choosing(chosen):
+        if " " not in serving:
+            assert targets.serving(device).name == serving
+        else:
+            with pytest.raises(Refused, match=f"^{serving}$"):
+                targets.serving(device)
 
 
 def test_a_gpu_without_triton_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "missing", lambda: "triton is not installed")
+    row = dataclasses.replace(TARGETS["triton"], missing=lambda: "triton is not installed")
+    monkeypatch.setitem(TARGETS, "triton", row)
     with pytest.raises(Refused, match=r"^triton is not installed$"):
-        launch.serving("cuda")
+        targets.serving("cuda")
 
 
 @pytest.mark.parametrize(

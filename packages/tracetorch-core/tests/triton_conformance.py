@@ -21,7 +21,7 @@ import tracetorch as tt
 from hypothesis import given, settings
 from torch import Tensor
 from tracetorch import testing
-from tracetorch.engine import launch
+from tracetorch.engine import triton_launch as launch
 
 _spec = importlib.util.spec_from_file_location(
     "kernels_by_row", Path(__file__).with_name("test_kernels.py")

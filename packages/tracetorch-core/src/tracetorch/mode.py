@@ -77,6 +77,8 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
 
 def left_over(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a transform of ``torch.func`` that has ended."""
+    if torch.compiler.is_compiling():
+        return False
     return _functorch.is_functorch_wrapped_tensor(tensor) and not (
         _C._are_functorch_transforms_active()
     )

@@ -30,8 +30,8 @@ class Unfused(Enum):
     STATES = "it reads self.{}; the timestep's own is in states"
     STANDING = "it reads the layer's states from before; the timestep's own are in states"
     MUTABLE = (
-        "its step reads {}, a {}, and what is in it may change unseen; hold numbers, strings or "
-        "tuples of them instead, or make it a state or parameter"
+        "its step reads {}, a {}, and what is in it may change unseen; hold numbers, strings, tuples "
+        "or a types.MappingProxyType of them instead, or make it a state or parameter"
     )
     UNSEEN = "its step reads {}, and a kernel would not see it change{}"
     WRITES = "it changes {}; a step must be pure"

@@ -58,7 +58,7 @@ def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object:
 
 
 def _in_value(value: Any, path: str, seen: dict[int, object], in_object: bool) -> Found:
-    if isinstance(value, _ENDS) or id(value) in seen:
+    if type(value) in _ENDS or isinstance(value, _ENDS) or id(value) in seen:
         return
     if isinstance(value, nn.Module):
         if not (in_object and any(isinstance(m, Boundary) for m in value.modules())):

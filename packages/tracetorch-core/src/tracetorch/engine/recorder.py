@@ -261,7 +261,7 @@ def _where() -> str:
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
         if (
-            not name.startswith(("torch.", "tracetorch.engine", "tracetorch.looking"))
+            not name.startswith(("torch.", "tracetorch.engine", "tracetorch.looks"))
             and name != "torch"
         ):
             break

@@ -103,7 +103,7 @@ def unroll(request: Request) -> Answer | None:
 def _run(by: Served, request: Request, random: Tensor | None) -> Sequence[Tensor]:
     """A sequence, timestep after timestep or, where that is faster, in segments at once."""
     x, states, parameters = request.x, request.states, request.parameters
-    affine = x.device.type != "cpu" and by.plan.program.affine
+    affine = by.plan.program.affine
     count = segments.count(len(x), x.shape[1:].numel(), x.device) if affine else 1
     if count > 1:
         found = segments.unroll(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.engine.reads import GONE, Attributes, Reads, foreign_code, plain
-from tracetorch.modules import HOOKS, hooked, hooked_everywhere
+from tracetorch.modules import HOOKS, hooked
 from tracetorch.randomness import Random, Stream
 from tracetorch.reasons import Refused, Unfused
 from tracetorch.written import cells_of, names_of, settled, unwrapped, written
@@ -94,6 +94,12 @@ class Scene:
                 self.shown(item, name)
             return value
         if isinstance(value, types.ModuleType):
+            return value
+        if isinstance(value, types.MappingProxyType):
+            self.reads.note_size(value)
+            for key, item in value.items():
+                self._note(value, key, item)
+                self.shown(item, f"{name}[{key!r}]")
             return value
         raise self.refuse(Unfused.MUTABLE, name, type(value).__name__)
 
@@ -302,10 +308,10 @@ class _Inside:
         scene = self.scene
         if not self.called and self.module is not None:
             self.called = True
-            if hooked(self.module) or hooked_everywhere():
-                raise scene.refuse(Unfused.HOOKS, f"its {self.kind.__name__}")
             for hooks in HOOKS:
                 scene.reads.note_size(vars(self.module)[hooks])
+            if hooked(self.module):
+                raise scene.refuse(Unfused.HOOKS, f"its {self.kind.__name__}")
         if issubclass(self.kind, Random) and scene.stream is not None:
             return scene.stream.draw(*args, **kwargs)
         own = getattr(self.kind, "__call__", None) is not nn.Module.__call__

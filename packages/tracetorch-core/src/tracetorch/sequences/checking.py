@@ -149,14 +149,12 @@ def _gradients(model: Model, x: Tensor, ends: list[Tensor]) -> Iterator[tuple[st
 def _recorded(model: Model, outputs: Outputs) -> Iterator[None]:
     layers = list(model.named_layers())
     for name, layer in layers:
-        layer.tt.passage = _Recording(outputs.setdefault(name, []))
+        layer.tt.passage = _Recording(outputs, name)
     try:
         yield
     finally:
-        for name, layer in layers:
+        for _, layer in layers:
             layer.tt.passage = None
-            if not outputs[name]:
-                del outputs[name]
 
 
 class _Recording(Passage):
@@ -164,8 +162,8 @@ class _Recording(Passage):
 
     transparent = True
 
-    def __init__(self, outputs: list[Tensor]) -> None:
-        self._outputs = outputs
+    def __init__(self, outputs: Outputs, name: str) -> None:
+        self._outputs, self._name = outputs, name
 
     def call(self, layer: Any, x: Tensor) -> Tensor:
         return self._noted(layer, layer, x)
@@ -179,7 +177,7 @@ class _Recording(Passage):
             y = compute(x)
         finally:
             layer.tt.passage = self
-        self._outputs.append(y)
+        self._outputs.setdefault(self._name, []).append(y)
         return y
 
     def refuse_states(self, layer: Any) -> None:

@@ -71,6 +71,8 @@ class Copier:
         Raises:
             Unfoldable: it, or something in it, cannot be copied.
         """
+        if type(value) in weakref.ProxyTypes:  # which may be dead, and then answers nothing
+            return self._reference(value, name)
         if isinstance(value, ATOMIC) and not _extended(value):
             self._found(value)
             return value
@@ -123,7 +125,7 @@ class Copier:
             return self._fixed(value, name)
         if isinstance(value, nn.Module):
             return self._module(value, name)
-        if hasattr(value, "__deepcopy__"):
+        if hasattr(type(value), "__deepcopy__"):
             return value.__deepcopy__(self._memo)
         return self._rebuilt(value, name)
 
@@ -134,12 +136,10 @@ class Copier:
         return tuple.__new__(kind, items) if isinstance(value, tuple) else kind(items)
 
     def _module(self, module: nn.Module, name: str) -> nn.Module:
-        compiled = vars(module).get("_modules", {}).get("_orig_mod")
-        if compiled is not None and type(module).__module__.startswith("torch._dynamo"):
-            found: nn.Module = self.copied(compiled, name)
-            return found
         if isinstance(module, torch.jit.ScriptModule):
             found = module.__deepcopy__(self._memo)  # type: ignore[no-untyped-call]
+        elif type(module).__module__.startswith("torch._dynamo"):  # compiled; this one need not be
+            return self.copied(module._modules["_orig_mod"], name)  # type: ignore[no-any-return]
         else:
             found = self._rebuilt(module, name)
         self.modules.append(found)
@@ -171,7 +171,7 @@ class Copier:
         for key, item in state.items():
             if isinstance(owner, nn.Module) and key in _STORES:
                 found[key] = self._state(owner, item, name)
-                self._remember(item, found[key], attribute(owner, key))
+                self._remember(item, found[key], attribute(owner, ""))
             else:
                 found[key] = self.copied(item, attribute(owner, key))
         return found
@@ -193,7 +193,7 @@ class Copier:
         return found
 
     def _reference(self, value: Any, name: str) -> Any:
-        if isinstance(value, weakref.ref):
+        if issubclass(type(value), weakref.ref):
             target = value()
             return value if target is None else type(value)(self.copied(target, name))
         try:
@@ -219,17 +219,33 @@ def attribute(owner: Any, name: object) -> str:
     return f"{type(owner).__name__}.{name}"
 
 
-def vars_of(value: Any) -> dict[str, Any] | None:
-    """The dictionary of an object's attributes, if it has one."""
+def attributes_of(value: Any) -> dict[str, Any]:
+    """What an object holds by name, in its dictionary and in slots."""
+    found = {}
+    for base in type(value).__mro__:
+        for name, member in vars(base).items() if "__slots__" in vars(base) else ():
+            if isinstance(member, types.MemberDescriptorType):
+                with contextlib.suppress(Exception):  # unset, or whatever its class makes of it
+                    found[name] = getattr(value, name)
     held = getattr(value, "__dict__", None)
-    return held if type(held) is dict else None
+    return {**found, **held} if type(held) is dict else found
+
+
+def plainly_made(kind: type) -> bool:
+    """Whether what objects of a class hold by name is all their state."""
+    own: Any = getattr(object, "__getstate__", None)
+    return (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and getattr(kind, "__getstate__", None) is own
+    )
 
 
 def _extended(value: Any) -> bool:
     """Whether a value of a kind that cannot change is of a subclass that can."""
     if not isinstance(value, _PRIMITIVE) or isinstance(value, enum.Enum):
         return False
-    return type(value) not in _PRIMITIVE and bool(vars_of(value))
+    return type(value) not in _PRIMITIVE and bool(attributes_of(value))
 
 
 def reduced(value: Any) -> Any:

@@ -46,7 +46,7 @@ class Glance:
             (f"{kind}.{name}", value)
             for kind, held in self._held
             for name, value in held.items()
-            if isinstance(value, _CONTAINERS) and not name.startswith(("_forward", "_backward"))
+            if issubclass(type(value), _CONTAINERS) and not name.startswith(("_forward", "_backward"))
         ]
         self._views = [
             *[held.values() for _, held in self._held],
@@ -104,9 +104,9 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
             continue
         yield module
         for value in vars(module).values():
-            if isinstance(value, (list, tuple, dict)):
+            if issubclass(type(value), (list, tuple, dict)):
                 for item in value.values() if isinstance(value, dict) else value:
-                    if isinstance(item, nn.Module) and item is not module:
+                    if issubclass(type(item), nn.Module) and item is not module:
                         yield from item.modules()
 
 

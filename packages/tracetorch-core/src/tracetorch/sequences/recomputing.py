@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tracetorch import choice
 from tracetorch.layer import Layer
@@ -105,20 +104,20 @@ def _standing(module: nn.Module) -> dict[Layer, _Standing]:
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within it, normalizations of torch in training write no running statistics.
+    """Within it, normalizations of torch in training write into copies of their statistics.
 
-    Not put back afterwards: torch would count that as a write into what a backward pass needs.
+    Nothing is written back afterwards: torch would count that, and refuse what was saved before.
     """
     found = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
-    before = [(part.track_running_stats, part.momentum) for part in found]
+    before = [dict(part._buffers) for part in found]
     for part in found:
-        # an instance norm goes by its momentum alone
-        part.track_running_stats, part.momentum = isinstance(part, _InstanceNorm), 0.0
+        held = part._buffers.items()
+        part._buffers.update({n: None if b is None else b.clone() for n, b in held})
     try:
         yield
     finally:
-        for part, (tracks, momentum) in zip(found, before, strict=True):
-            part.track_running_stats, part.momentum = tracks, momentum
+        for part, buffers in zip(found, before, strict=True):
+            part._buffers.update(buffers)
 
 
 class _Reusable(AbstractContextManager[None]):

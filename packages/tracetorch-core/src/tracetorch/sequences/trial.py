@@ -46,9 +46,9 @@ def tried(model: nn.Module, x: Tensor) -> None:
         Unfoldable: all timesteps at once are, or may be, another thing; the reason says why.
     """
     refuse_flat(x)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if not isinstance(module, Layer) and hooked(module):
-            raise Unfoldable(Unfolded.HOOKS, name or type(module).__name__)
+            raise Unfoldable(Unfolded.HOOKS, type(module).__name__)
     for _, layer in named_layers(model):
         if why := peculiar(layer):
             raise Unfoldable(LIKEWISE[why.why], *why.names)
@@ -117,14 +117,14 @@ class _Trial:
 
     def run(self) -> None:
         """Evaluation; in training also that, but for what torch itself does otherwise there."""
-        try:
-            with generators.watched() as moved:
+        with generators.watched() as moved:
+            try:
                 self._hold(training=False)
                 if self._training:
                     self._hold(training=True)
-            self.moved = [name for name in moved if not name.endswith("torch")]
-        except Unfoldable as why:
-            self.why = why
+            except Unfoldable as why:
+                self.why = why
+        self.moved = [name for name in moved if not name.endswith("torch")]
 
     def _hold(self, training: bool) -> None:
         for layer in self._layers:
@@ -143,10 +143,10 @@ class _Trial:
                 once.run(self._twin.model)
         if [module.training for module in self._twin.modules] != flags:
             raise Unfoldable(Unfolded.CHANGES, "training of its modules")
-        if not (training and moved):  # masks that forward itself draws
-            once.compare()
         if not self._x.is_inference() and self._x._version:
             raise Unfoldable(Unfolded.INPUT)
+        if not (training and moved):  # masks that forward itself draws
+            once.compare()
 
 
 @contextlib.contextmanager
@@ -329,7 +329,9 @@ class _Once(_Watching):
 
 
 def _gradients(ends: list[Tensor], leaves: list[Tensor], seeds: list[Tensor]) -> Sequence[Tensor]:
-    found = torch.autograd.grad(ends, leaves, seeds, allow_unused=True)
+    # cotangents given to torch.autograd.grad would bring in a symbolic algebra system, for seconds
+    loss = sum((end * seed).sum() for end, seed in zip(ends, seeds, strict=True))
+    found = torch.autograd.grad([loss], leaves, allow_unused=True)
     return [
         torch.zeros_like(leaf) if gradient is None else gradient
         for gradient, leaf in zip(found, leaves, strict=True)

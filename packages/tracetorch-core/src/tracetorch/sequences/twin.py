@@ -24,8 +24,9 @@ from tracetorch.sequences.copying import (
     Copier,
     Pair,
     attribute,
+    attributes_of,
+    plainly_made,
     reduced,
-    vars_of,
 )
 from tracetorch.sequences.surroundings import GONE, surroundings
 
@@ -115,34 +116,33 @@ class Twin:
             yield name
 
     def _differing_parts(self, name: str, one: Any, other: Any) -> Iterator[str]:
-        held, now = vars_of(one), vars_of(other)
-        if held is not None and now is not None:
-            for key in {**held, **now}:
-                ours = key == "tt" and isinstance(one, nn.Module)
-                if not ours and not self._match(held.get(key, GONE), now.get(key, GONE)):
-                    yield attribute(one, key)
-            if isinstance(one, nn.Module):
-                return
+        held, now = attributes_of(one), attributes_of(other)
+        if isinstance(one, torch.jit.ScriptModule):  # whose attributes are made when they are asked
+            held, now = one.state_dict(), other.state_dict()
+        if isinstance(one, dict) and name.endswith("."):  # the parameters, … of a module
+            held, now = one, other
+        for key in {**held, **now}:
+            ours = key == "tt" and isinstance(one, nn.Module)
+            if not ours and not self._match(held.get(key, GONE), now.get(key, GONE)):
+                yield f"{name}{key}" if held is one else attribute(one, key)
+        if isinstance(one, nn.Module) or held is one:
+            return
         if isinstance(one, (set, frozenset)):
             expected = {self._copier.of(item, item) for item in one}
             same = len(one) == len(other) and expected == {*other}
         elif isinstance(one, np.ndarray):
             same = _same_array(one, other)
         else:
-            same = self._match_parts(reduced(one), reduced(other), looked=held is not None)
+            same = self._match_parts(reduced(one), reduced(other), not plainly_made(type(one)))
         if not same:
             yield name
 
-    def _match_parts(self, one: Any, other: Any, looked: bool) -> bool:
+    def _match_parts(self, one: Any, other: Any, states: bool) -> bool:
         if isinstance(one, str) or isinstance(other, str):
             return bool(one == other)
-        states = [one[2], other[2]]
-        if looked:  # into the attributes by name: what is beside them are slots
-            both = all(isinstance(state, tuple) and len(state) == 2 for state in states)
-            states = [state[1] for state in states] if both else [None, None]
         return (
             self._match(one[1], other[1])
-            and self._match(states[0], states[1])
+            and (not states or self._match(one[2], other[2]))
             and all(self._match([*(one[at] or ())], [*(other[at] or ())]) for at in (3, 4))
         )
 

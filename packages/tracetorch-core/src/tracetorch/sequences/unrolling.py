@@ -18,8 +18,10 @@ from tracetorch import mode
 from tracetorch.errors import FoldError
 from tracetorch.layer import Layer
 from tracetorch.layer_states import States, held
+from tracetorch.modules import hooked
 from tracetorch.parameters import checked_integer
 from tracetorch.reasons import Reason, Unfoldable, Unfolded
+from tracetorch.recomputation import restored
 from tracetorch.sequences.assembling import assembled
 from tracetorch.sequences.decision import conclude, decided, kind_of, seen
 from tracetorch.sequences.fold import folded
@@ -47,16 +49,18 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
         ValueError: it is out of range, or a state has no batch for ``lengths``.
         FoldError: it was to be folded, and cannot be.
     """
-    glance = seen(model)
-    for layer in glance.layers:
+    # a compiled graph does not look at what a model holds: it is made again where that changes
+    glance = None if torch.compiler.is_compiling() else seen(model)
+    layers = glance.layers if glance else [layer for _, layer in named_layers(model)]
+    for layer in layers:
         passage = layer.tt.passage
         if passage is not None and not passage.transparent:
             raise Unfoldable(Unfolded.WITHIN, type(model).__name__)
     steps = _checked_sequence(x, options.time_dim)
     options = _checked(options, steps)
     bounds = _bounds(len(steps), options)
-    run = _Run(model, glance, steps, options, bounds)
-    before = standing(model, glance)
+    run = _Run(model, layers, glance, steps, options, bounds)
+    before = {layer: layer.tt.states for layer in layers}
     try:
         chunks = run.chunks()
         if len(bounds) == 2:
@@ -74,10 +78,9 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
 # ---------------------------------------------------------------------- states of all layers
 
 
-def standing(model: nn.Module, glance: Glance | None = None) -> dict[Layer, States]:
+def standing(model: nn.Module) -> dict[Layer, States]:
     """The states of its layers."""
-    layers = glance.layers if glance is not None else [layer for _, layer in named_layers(model)]
-    return {layer: layer.tt.states for layer in layers}
+    return {layer: layer.tt.states for _, layer in named_layers(model)}
 
 
 def restore(model: nn.Module, before: dict[Layer, States]) -> None:
@@ -93,9 +96,15 @@ class _Run:
     """One sequence ``[T, B, …]`` on its way."""
 
     def __init__(
-        self, model: Any, glance: Glance, steps: Tensor, options: Options, bounds: list[int]
+        self,
+        model: Any,
+        layers: list[Layer],
+        glance: Glance | None,
+        steps: Tensor,
+        options: Options,
+        bounds: list[int],
     ) -> None:
-        self._model, self._glance, self._steps = model, glance, steps
+        self._model, self._layers, self._glance, self._steps = model, layers, glance, steps
         self._options, self._bounds = options, bounds
         self.plain = torch.compiler.is_compiling() or mode.transformed()
         self._recompute = options.recompute and torch.is_grad_enabled() and not self.plain
@@ -107,7 +116,7 @@ class _Run:
         why: Reason | None = None
         if options.fold is False:
             return Reason(Unfolded.ASKED)
-        if name := self._glance.hooked():
+        if name := self._hooked():
             why = Reason(Unfolded.HOOKS, (name,))
             model.tt.tell(model, why)
         elif options.fold is None and len(self._steps) > 1:
@@ -120,6 +129,13 @@ class _Run:
                 f"{type(model).__name__} is stepped: {why}"
             )
         return why
+
+    def _hooked(self) -> str | None:
+        """The class of a module with hooks."""
+        if self._glance is not None:
+            return self._glance.hooked()
+        found = [module for module in self._model.modules() if hooked(module)]
+        return type(found[0]).__name__ if found and found[0] is not self._model else None
 
     def chunks(self) -> Iterator[Any]:
         """Outputs ``[t, B, …]`` between every two bounds."""
@@ -154,15 +170,15 @@ class _Run:
         """The chunk at once where that was decided, else timestep by timestep."""
         if self._why is not None or (len(steps) == 1 and not self._options.fold):
             return looped(self._model, steps)
-        before = {layer: layer.tt.states for layer in self._glance.layers}
-        compiling = torch.compiler.is_compiling()
-        writes = [] if compiling else self._glance.writes()
+        before = {layer: layer.tt.states for layer in self._layers}
+        glance = None if restored() else self._glance
+        writes = [] if glance is None else glance.writes()
         why: Reason | None = None
         try:
-            y = folded(self._model, self._glance.layers, steps)
+            y = folded(self._model, self._layers, steps)
         except Unfoldable as unfoldable:
             why = unfoldable.reason
-        if not compiling and (changed := self._glance.changes(writes)):
+        if glance is not None and (changed := glance.changes(writes)):
             raise self._changed(changed)
         if why is None:
             return y
@@ -171,7 +187,7 @@ class _Run:
         for layer, states in before.items():
             layer.tt.states = states
         self._why = why
-        if not compiling:
+        if glance is not None:
             conclude(self._model, kind_of(self._model, self._steps), why)
         return looped(self._model, steps)
 
