@@ -28,7 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from tracetorch import backends, rnn
+from tracetorch import backends, choice, rnn
 from tracetorch.engine.scan_kernel import ScanKernel
 from tracetorch.rnn.selective_ssm import SELECTIVE_SCAN
 
@@ -497,7 +497,7 @@ def test_what_cannot_be_served_steps_or_says_why(
     x = torch.randn(9, 2, 5, dtype=layer.A_log.dtype)
     expected = by_steps(layer, x)
     layer.zero_states()
-    backends._said.clear()
+    choice._said.clear()
     with caplog.at_level(logging.INFO, "tracetorch"):
         assert torch.equal(layer.unroll(x), expected)
     (record,) = [r for r in caplog.records if "runs step by step" in r.message]

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from tracetorch import mode
 from tracetorch.choice import EAGER, cannot, chosen
-from tracetorch.effective import effective, promoted, weights_of
+from tracetorch.effective import effective, promoted
+from tracetorch.declaration import Record
 from tracetorch.engine import serving
+from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
 from tracetorch.errors import StateError
 from tracetorch.layer_states import standing
@@ -58,17 +60,37 @@ def called(layer: Any, x: Tensor) -> Tensor:
         TypeError: ``x`` is no floating-point tensor.
         StateError: ``x`` does not fit the layer, or the standing state does not fit ``x``.
     """
-    refuse_strangers(layer)
+    record = layer.tt
+    if not torch.compiler.is_compiling():
+        refuse_strangers(layer)
+        refuse_plain_recomputation(layer)
+        if serving.steps_fused():
+            y = _fused(layer, record, x)
+            if y is not None:
+                return y
     check_input(layer, x)
-    refuse_plain_recomputation(layer)
-    if serving.steps_fused() and hasattr(type(layer).sequence, "standard"):
-        answer = serving.step(_request(layer, x, x, single=True))
-        if answer is not None:
-            _keep(layer, answer.states, answer.random, 1)
-            return answer.y
-    y, states = timestep(layer, x, parameters_as(layer, promoted(layer, x.dtype)))
-    layer.tt.states = states
+    y, record.states = timestep(layer, x, parameters_as(layer, promoted(layer, x.dtype)))
     return y
+
+
+def _fused(layer: Any, record: Record, x: Tensor) -> Tensor | None:
+    """The timestep through a kernel; None where it has to be stepped."""
+    lane: Lane | None = record.findings.lane
+    if lane is not None:
+        specs = record.declaration.parameters.values()
+        values = effective(layer, specs, record.constants, record.compiled)
+        if lane.fits(layer.dim, x, record.states.values(), values):
+            y, *states = lane.run(x, record.states.values(), values)  # type: ignore[arg-type]
+            record.states = dict(zip(record.states, states, strict=True))
+            return y
+    check_input(layer, x)
+    if not hasattr(type(layer).sequence, "standard"):
+        return None
+    answer = serving.step(_request(layer, x, x, single=True))
+    if answer is None:
+        return None
+    _keep(layer, answer, x, 1)
+    return answer.y
 
 
 def unrolled(layer: Any, x: Tensor) -> Tensor:
@@ -78,14 +100,15 @@ def unrolled(layer: Any, x: Tensor) -> Tensor:
         TypeError: ``x`` is no floating-point tensor.
         StateError: ``x`` is no sequence that fits, or a timestep fails.
     """
-    refuse_strangers(layer)
+    if not torch.compiler.is_compiling():
+        refuse_strangers(layer)
+        refuse_plain_recomputation(layer)
     if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
         got = list(x.shape) if isinstance(x, Tensor) else outlined(x)
         raise StateError(
             layer, f"unroll takes [T, …] with time first and at least one timestep, got {got}"
         )
     check_input(layer, x[0])
-    refuse_plain_recomputation(layer)
     before = layer.tt.states
     try:
         y = _at_once(layer, x)
@@ -108,7 +131,7 @@ def _at_once(layer: Any, x: Tensor) -> Tensor | None:
     answer = serving.unroll(_request(layer, x, x[0], single=False))
     if answer is None:
         return None
-    _keep(layer, answer.states, answer.random, len(x))
+    _keep(layer, answer, x[0], len(x))
     return answer.y
 
 
@@ -185,31 +208,33 @@ def subject_of(layer: Any) -> Subject:
 def _request(layer: Any, x: Tensor, timestep: Tensor, single: bool) -> Request:
     real = promoted(layer, timestep.dtype)
     states = standing(layer, timestep, real)
-    own = parameters_as(layer, real)
-    weights = weights_of(layer, layer.tt.declaration.parameters)
-    parameters = [*own, *[weight.to(real) for weight in weights.values()]]
     random = functools.partial(random_state, layer, timestep)
-    return Request(subject_of(layer), x, states, parameters, real, random, single)
+    return Request(subject_of(layer), x, states, _values(layer, real), real, random, single)
 
 
 def parameters_as(layer: Any, dtype: torch.dtype) -> Any:
     """The effective parameters by attribute, in this type."""
+    return layer.tt.declaration.parameter_fields(*_values(layer, dtype))
+
+
+def _values(layer: Any, dtype: torch.dtype) -> list[Tensor]:
     record = layer.tt
-    found = [
-        effective(layer, spec, record.constants, record.compiled)
-        for spec in record.declaration.parameters.values()
-    ]
-    return record.declaration.parameter_fields(
-        *[value if value.dtype is dtype else value.to(dtype) for value in found]
-    )
+    specs = record.declaration.parameters.values()
+    found = effective(layer, specs, record.constants, record.compiled)
+    return [value if value.dtype is dtype else value.to(dtype) for value in found]
 
 
-def _keep(layer: Any, states: Sequence[Tensor], random: Tensor | None, steps: int) -> None:
+def _keep(layer: Any, answer: serving.Answer, timestep: Tensor, steps: int) -> None:
     """The final states, put in place."""
-    final: dict[str, Tensor | None] = dict(zip(layer.tt.declaration.states, states, strict=True))
+    record, random = layer.tt, answer.random
+    final: dict[str, Tensor | None] = dict(
+        zip(record.declaration.states, answer.states, strict=True)
+    )
+    if random is None and RANDOM in record.states:  # of a source that the step does not ask
+        random = random_state(layer, timestep)
     if random is not None:
         final[RANDOM] = after(random, steps)
-    layer.tt.states = final
+    record.states = final
 
 
 def check_input(layer: Any, x: object) -> None:

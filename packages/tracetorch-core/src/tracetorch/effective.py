@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.constraints import identity
 from tracetorch.modules import parts
 from tracetorch.parameters import ParameterSpec, to_raw
 
@@ -58,8 +57,6 @@ class Constants:
 
     def of(self, spec: ParameterSpec, raw: Tensor) -> Tensor:
         """The effective value of a raw one that nobody differentiates."""
-        if not mode.ordinary():
-            return spec.constraint.forward(raw)
         known = self._known.get(spec.name)
         if known is None or known.raw is not raw or not known.lasts():
             known = self._known[spec.name] = _computed(spec, raw)
@@ -84,15 +81,20 @@ def _computed(spec: ParameterSpec, raw: Tensor) -> Any:
 
 
 def effective(
-    module: nn.Module, spec: ParameterSpec, constants: Constants, compiled: bool
-) -> Tensor:
-    """The value that a timestep computes with; ``compiled``: no gradient is to reach the raw."""
-    raw = raw_of(module, spec)
-    if spec.constraint.forward is identity.forward:
-        return raw.detach() if compiled else raw
-    if not compiled and raw.requires_grad and torch.is_grad_enabled():
-        return spec.constraint.forward(raw)
-    return constants.of(spec, raw)
+    module: nn.Module, specs: Iterable[ParameterSpec], constants: Constants, compiled: bool
+) -> list[Tensor]:
+    """The values that a timestep computes with; ``compiled``: no gradient is to reach the raw."""
+    found, learns = [], torch.is_grad_enabled() and not compiled
+    known = not torch.compiler.is_compiling() and mode.undisturbed()
+    for spec in specs:
+        raw = raw_of(module, spec)
+        if spec.plain:
+            found.append(raw.detach() if compiled else raw)
+        elif known and not (learns and raw.requires_grad):
+            found.append(constants.of(spec, raw))
+        else:
+            found.append(spec.constraint.forward(raw.detach() if compiled else raw))
+    return found
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:

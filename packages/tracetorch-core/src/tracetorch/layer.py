@@ -248,7 +248,7 @@ class Layer(Stateful):
         self.tt.compiled = False
 
     def _effective(self, spec: ParameterSpec) -> Tensor:
-        return effective(self, spec, self.tt.constants, self.tt.compiled)
+        return effective(self, [spec], self.tt.constants, self.tt.compiled)[0]
 
     def __getattr__(self, name: str) -> Any:
         record = self.__dict__.get("tt")

@@ -64,16 +64,16 @@ def standing(layer: Any, timestep: Tensor, dtype: torch.dtype) -> list[Tensor]:
         StateError: a standing state does not fit the input.
     """
     record, found = layer.tt, []
+    place, around, device = layer.dim % timestep.ndim, timestep.shape, timestep.device
+    compiling = torch.compiler.is_compiling()
     for name, spec in record.declaration.states.items():
         state = record.states[name]
-        shape = spec.shape(timestep.shape, layer.dim % timestep.ndim)
+        shape = spec.shape(around, place)
         if state is None:
-            state = torch.zeros(shape, dtype=dtype, device=timestep.device)
-        elif (
-            state.shape != shape or state.dtype is not dtype or state.device != timestep.device
-        ):
-            raise _misfit(layer, name, state, timestep, _described(shape, dtype, timestep.device))
-        elif not torch.compiler.is_compiling():
+            state = torch.zeros(shape, dtype=dtype, device=device)
+        elif state.shape != shape or state.dtype is not dtype or state.device != device:
+            raise _misfit(layer, name, state, timestep, _described(shape, dtype, device))
+        elif not compiling:
             refuse_left_over(layer, name, state)
             if state.is_inference() and not torch.is_inference_mode_enabled():
                 state = state.clone()

@@ -54,11 +54,17 @@ def recording() -> bool:
 
 def ordinary() -> bool:
     """Whether nothing of all that is going on: values are values, and nobody looks on."""
+    return not torch.compiler.is_compiling() and undisturbed()
+
+
+_modes, _transforms = _C._len_torch_dispatch_stack, _C._are_functorch_transforms_active
+_tracing = _C._get_tracing_state
+
+
+def undisturbed() -> bool:
+    """The same where it is known that nothing is being compiled."""
     return not (
-        torch.compiler.is_compiling()
-        or _C._len_torch_dispatch_stack()
-        or _C._get_tracing_state() is not None
-        or transformed()
+        _modes() or _transforms() or _tracing() is not None or forward_ad._current_level >= 0
     )
 
 
@@ -75,10 +81,13 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
     return any(tensor is not None and legacy(tensor) for tensor in tensors)
 
 
+is_wrapped = _functorch.is_functorch_wrapped_tensor
+
+
 def left_over(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a transform of ``torch.func`` that has ended."""
     if torch.compiler.is_compiling():
         return False
-    return _functorch.is_functorch_wrapped_tensor(tensor) and not (
+    return is_wrapped(tensor) and not (
         _C._are_functorch_transforms_active()
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from tracetorch.constraints import Constraint
+from tracetorch.constraints import Constraint, identity
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class ParameterSpec:
     raw_name: str
     constraint: Constraint
     shape: tuple[int, ...]
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the effective value is the raw one."""
+        return self.constraint.forward is identity.forward
 
     @property
     def derived(self) -> bool:

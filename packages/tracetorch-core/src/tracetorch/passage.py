@@ -61,5 +61,5 @@ def timesteps(under_way: bool) -> Iterator[None]:
 
 def refuse_strangers(layer: Any) -> None:
     """Unfoldable where timesteps are under way at once, but the model does not know the layer."""
-    if not torch.compiler.is_compiling() and under_way():
+    if under_way():
         raise Unfoldable(Unfolded.HELD, type(layer).__name__)

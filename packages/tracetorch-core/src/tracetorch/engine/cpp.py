@@ -36,6 +36,7 @@ def render(kernel: Kernel) -> str:
     neurons, lanes between two neurons, then 0 or 1 for each parameter that is one value or one per
     neuron.
     """
+    sums = "".join(_sum(kernel, name) for name in kernel.summed) if kernel.backward else ""
     body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
     half = "#define TRACETORCH_HALF 1\n" if torch.float16 == kernel.stored else ""
     return (
@@ -48,7 +49,19 @@ def render(kernel: Kernel) -> str:
         'extern "C" void run(void **pointers, const int64_t *sizes, int threads) {\n'
         f"    if (sizes[0] * sizes[1] < {_ALONE}) threads = 1;\n"
         "    run_blocks(block, pointers, sizes, sizes[1], WIDTH, CHUNK, threads);\n"
+        f"{sums}"
         "}\n"
+    )
+
+
+def _sum(kernel: Kernel, gradient: str) -> str:
+    """A parameter's gradient, once all lanes have theirs."""
+    at = {name: index for index, name in enumerate(kernel.pointers)}
+    stride = 4 + kernel.traced.parameters.index(gradient.removeprefix("grad "))
+    lanes, whole = at[f"lanes {gradient}"], at[gradient]
+    return (
+        f"    sum_lanes<real>(pointers[{lanes}], pointers[{whole}], sizes[1], sizes[2], sizes[3], "
+        f"sizes[{stride}]);\n"
     )
 
 
@@ -300,9 +313,11 @@ class _Backward(_Direction):
             self.say(2, f"for (int i = 0; i < width; ++i) {here}[i] += part_{here}[i];")
 
     def _finish(self) -> None:
-        for name, here in {**self.gradients, **self.sums}.items():
-            if f"grad {name}" in self.kernel.wanted:
-                self.say(1, f"give({here}, pointers[{self.at[f'grad {name}']}], lane, rest);")
+        ends = {f"grad {name}": here for name, here in self.gradients.items()}
+        ends |= {f"lanes grad {name}": here for name, here in self.sums.items()}
+        for label, here in ends.items():
+            if label.removeprefix("lanes ") in self.kernel.wanted:
+                self.say(1, f"give({here}, pointers[{self.at[label]}], lane, rest);")
 
 
 def _width(kernel: Kernel) -> int:

@@ -45,8 +45,9 @@ class Kernel:
         """What each pointer leads to, in order.
 
         Sequences ``[T, L]`` of ``stored``, states ``[L]``, kept states ``[ceil(T / period), L]``,
-        parameters ``[neurons]`` or one value; ``grad x`` is a sequence, the other gradients are
-        ``[L]``, a parameter's too. Where random numbers are drawn, their seed and count ``[2]``.
+        parameters ``[neurons]`` or one value; ``grad x`` is a sequence, gradients of states are
+        ``[L]``, those of parameters as the parameters; each of these has a ``lanes grad`` ``[L]``
+        to be summed from. Where random numbers are drawn, their seed and count ``[2]``.
         """
         random = (RANDOM,) if self.traced.random else ()
         states, kept = self.traced.states, [f"kept {name}" for name in self.remembered]
@@ -54,7 +55,14 @@ class Kernel:
             ends = [f"new {name}" for name in states]
             return ("x", "y", *states, *ends, *kept, *self.traced.parameters, *random)
         ends = [f"grad new {name}" for name in states]
-        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted, *random)
+        lanes = [f"lanes {name}" for name in self.summed]
+        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted, *lanes, *random)
+
+    @cached_property
+    def summed(self) -> tuple[str, ...]:
+        """The wanted gradients of parameters: sums over lanes."""
+        parameters = {f"grad {name}" for name in self.traced.parameters}
+        return tuple(name for name in self.wanted if name in parameters)
 
     def type_of(self, label: str) -> torch.dtype:
         """The type in memory of what a pointer leads to."""

@@ -200,6 +200,35 @@ template <typename real> INLINE void give(const real *from, void *to, int64_t at
     if (to) memcpy((real *)to + at, from, rest * sizeof(real));
 }
 
+// a parameter's gradient from that of each lane, for one value per neuron (stride 1) or one for all
+template <typename real>
+static void sum_lanes(const void *from, void *to, int64_t lanes, int64_t neurons, int64_t inner,
+                      int64_t stride) {
+    const real *parts = (const real *)from;
+    real *sums = (real *)to;
+    if (!stride) {
+        double total = 0;
+        for (int64_t i = 0; i < lanes; ++i) total += parts[i];
+        sums[0] = real(total);
+        return;
+    }
+    const int64_t rows = neurons * inner ? lanes / (neurons * inner) : 0;
+    enum { MANY = 512 };
+    for (int64_t n = 0; n < neurons; n += MANY) {
+        const int count = neurons - n < MANY ? int(neurons - n) : int(MANY);
+        double total[MANY] = {};
+        for (int64_t row = 0; row < rows; ++row) {
+            const real *own = parts + (row * neurons + n) * inner;
+            if (inner == 1)
+                for (int i = 0; i < count; ++i) total[i] += own[i];
+            else
+                for (int i = 0; i < count; ++i)
+                    for (int64_t j = 0; j < inner; ++j) total[i] += own[i * inner + j];
+        }
+        for (int i = 0; i < count; ++i) sums[n + i] = real(total[i]);
+    }
+}
+
 // Random numbers: see tracetorch.randomness, which computes the same in torch's operations.
 INLINE uint32_t mixed(uint32_t x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;

@@ -130,7 +130,7 @@ class Plan:
             (places[name.removeprefix("grad ")], self._backward.type_of(name))
             for name in self.wanted
         ]
-        self._draws = traced.random
+        self.draws = traced.random
         self._target = program.target
 
     def prepare(self) -> None:
@@ -166,15 +166,35 @@ class Plan:
         """``[y, *new states, *kept states]``; ``random``: seed and count, if it draws numbers."""
         outputs = self.outputs(x, states, single)
         absent = [None] * len(self._remembered) if single else []
-        tensors = [x, outputs[0], *states, *outputs[1:], *absent, *parameters]
+        given = [in_order(tensor) for tensor in (x, *states, *parameters)]
+        count = 1 + len(states)
+        tensors = [given[0], outputs[0], *given[1:count], *outputs[1:], *absent, *given[count:]]
         self._run(self._forward, x, tensors, parameters, random, single)
         return outputs
 
+    def timestep(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> list[Tensor]:
+        """The same for one timestep in which all tensors are in order, and no numbers are drawn."""
+        made = [torch.empty_like(x), *[torch.empty_like(state) for state in states]]
+        absent = [None] * len(self._remembered)
+        tensors = [x, made[0], *states, *made[1:], *absent, *parameters]
+        self._target.launch(self._forward)(tensors, sizes)
+        return made
+
+    def sizes(self, shape: torch.Size, single: bool, ranks: Sequence[int]) -> tuple[int, ...]:
+        """What its kernels take as sizes, for an input of this shape."""
+        return self.program.sizes(shape, single, tuple(ranks))
+
     def outputs(self, x: Tensor, states: Sequence[Tensor], single: bool) -> list[Tensor]:
         """What :meth:`forward` fills: also right for tensors without data."""
-        new = [state.new_empty(state.shape) for state in states]
+        new = [_like(state) for state in states]
         if single:
-            return [x.new_empty(x.shape), *new]
+            return [_like(x), *new]
         made = [_empty(x, x.shape, x.dtype), *new]
         if not self._remembered:
             return made
@@ -193,16 +213,19 @@ class Plan:
     ) -> list[Tensor]:
         """The wanted gradients in order; ``cotangents``: of y, then of each new state."""
         lanes = x.shape if single else x.shape[1:]
-        found = [
-            _empty(x, x.shape, x.dtype) if place is None else x.new_empty(lanes, dtype=dtype)
-            for place, dtype in self._found
-        ]
-        tensors = [x, *cotangents, *kept, *parameters, *found]
+        found, parts = [], []
+        for place, dtype in self._found:
+            if place is None:
+                found.append(_like(x) if single else _empty(x, x.shape, dtype))
+            elif place == 0:
+                found.append(_lanes(x, lanes, dtype, single))
+            else:
+                found.append(_like(parameters[place - 1]))
+                parts.append(_lanes(x, lanes, dtype, single))
+        given = [in_order(tensor) for tensor in (x, *cotangents, *kept, *parameters)]
+        tensors = [*given, *found, *parts]
         self._run(self._backward, x, tensors, parameters, random, single)
-        return [
-            gradient if not place else self._summed(gradient, parameters[place - 1])
-            for gradient, (place, _) in zip(found, self._found, strict=True)
-        ]
+        return found
 
     def remembered(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Of a timestep's states, those that its backward pass takes as kept ones."""
@@ -241,14 +264,6 @@ class Plan:
         reached = [program.traced.reached([name], again) for name in program.inputs]
         return {at for at, found in enumerate(reached) if asked.isdisjoint(found)}
 
-    def _summed(self, gradient: Tensor, parameter: Tensor) -> Tensor:
-        """A parameter's gradient per lane, summed to the parameter's shape."""
-        if parameter.ndim == 0:
-            return gradient.sum()
-        neurons = gradient.ndim + self.program.dim
-        around = [axis for axis in range(gradient.ndim) if axis != neurons]
-        return gradient.sum(around) if around else gradient
-
     def _run(
         self,
         kernel: Kernel,
@@ -260,9 +275,21 @@ class Plan:
     ) -> None:
         ranks = tuple([parameter.ndim for parameter in parameters])
         sizes = self.program.sizes(x.shape, single, ranks)
-        if self._draws:
+        if self.draws:
             tensors = [*tensors, random]
-        self._target.launch(kernel)([in_order(tensor) for tensor in tensors], sizes)
+        self._target.launch(kernel)(tensors, sizes)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """An uninitialised tensor of the same shape and type, in order."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _lanes(x: Tensor, shape: Sequence[int], dtype: torch.dtype, single: bool) -> Tensor:
+    """An uninitialised tensor of one value per lane of a timestep."""
+    if single and x.dtype is dtype:  # the fastest way to make one
+        return _like(x)
+    return _empty(x, shape, dtype)
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,8 +38,7 @@ class Request(NamedTuple):
         subject: what computes it.
         x: ``[T, …]``, or one timestep ``[…]``, in the user's layout.
         states: at the start, in the order of the declaration, in the user's layout.
-        parameters: effective parameters in that order, then the module's other weights, all in
-            the type of the states.
+        parameters: effective parameters in that order, in the type of the states.
         real: that type.
         random: gives seed and count of its random numbers, if it draws any; asked once it is
             certain that it runs here, for a seed may have to be drawn.
@@ -49,7 +48,7 @@ class Request(NamedTuple):
     subject: Subject
     x: Tensor
     states: list[Tensor]
-    parameters: list[Tensor]
+    parameters: Sequence[Tensor]
     real: torch.dtype
     random: Callable[[], Tensor | None]
     single: bool

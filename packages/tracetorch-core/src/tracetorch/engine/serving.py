@@ -18,6 +18,7 @@ from tracetorch.engine import operators, segments
 from tracetorch.engine.cpp import REAL, STORED, abridged
 from tracetorch.engine.definition import Definition
 from tracetorch.engine.findings import Findings
+from tracetorch.engine.lane import Lane
 from tracetorch.engine.launch import BuildError
 from tracetorch.engine.operators import Served
 from tracetorch.engine.program import Program, register
@@ -57,12 +58,14 @@ class Tracing(NamedTuple):
         reads: what the step had read, then; it is another one where that is no longer there.
         traced: its graphs, or why there are none.
         definition: itself, as it was then.
+        weighs: whether it has weights that were not declared.
         served: the programs made of it by types, flags and target; or why there is none.
     """
 
     reads: Reads
     traced: Traced | Reason
     definition: Definition | None
+    weighs: bool
     served: dict[object, Served | Reason]
 
 
@@ -75,34 +78,40 @@ def unroll(request: Request) -> Answer | None:
     Raises:
         BackendError: a backend was asked for by name, and cannot take the sequence.
     """
-    subject, tensors = request.subject, (request.x, *request.states, *request.parameters)
-    way = mode.way(tensors)
-    if why := _hindered(request, way):
-        cannot(subject.module, why)
-        return None
-    flags = _flags(request)
-    types = (request.x.ndim - 1, request.real, request.x.dtype, request.x.device.type)
-    if way is Way.OPERATOR:
-        name = program_name(subject.findings.number, *types, *flags)
-        if name is None:
-            return None
-        random = request.random()
-        found = torch.ops.tracetorch.unroll(
-            request.x, request.states, request.parameters, random, name, flags
-        )
-        return Answer(found[0], found[1 : 1 + len(request.states)], random)
-    by = served(subject, *types, flags, False)
-    if isinstance(by, Reason):
-        cannot(subject.module, by)
-        return None
-    random = request.random()
-    found = _run(by, request, random)
-    return Answer(found[0], found[1 : 1 + len(request.states)], random)
+    subject, x = request.subject, request.x
+    own = tracing(subject, request.real, x.ndim - 1)
+    parameters = _parameters(request, own)
+    way = mode.way((x, *request.states, *parameters))
+    why: Reason | None = Reason(Unfused.WATCHED) if way is Way.STEP else _hindered(request)
+    if why is None:
+        flags = _flags(x, request.states, parameters)
+        types = (request.real, x.dtype, x.device.type)
+        if way is Way.OPERATOR:
+            name = program_name(subject.findings.number, x.ndim - 1, *types, *flags)
+            if name is None:
+                return None
+            random = request.random()
+            run = torch.ops.tracetorch.unroll
+            found = run(x, request.states, parameters, random, name, flags)
+            return Answer(found[0], found[1 : 1 + len(request.states)], random)
+        by = served(subject, own, x.ndim - 1, *types, flags, False)
+        if isinstance(by, Served):
+            random = request.random() if by.plan.draws else None
+            found = _run(by, x, request.states, parameters, random)
+            return Answer(found[0], found[1 : 1 + len(request.states)], random)
+        why = by
+    cannot(subject.module, why)
+    return None
 
 
-def _run(by: Served, request: Request, random: Tensor | None) -> Sequence[Tensor]:
+def _run(
+    by: Served,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    random: Tensor | None,
+) -> Sequence[Tensor]:
     """A sequence, timestep after timestep or, where that is faster, in segments at once."""
-    x, states, parameters = request.x, request.states, request.parameters
     affine = by.plan.program.affine
     count = segments.count(len(x), x.shape[1:].numel(), x.device) if affine else 1
     if count > 1:
@@ -115,26 +124,44 @@ def _run(by: Served, request: Request, random: Tensor | None) -> Sequence[Tensor
 
 
 def steps_fused() -> bool:
-    """Whether single timesteps may go through kernels, as far as one can say without a request."""
-    return chosen() in (AUTO, "cpp") and mode.ordinary()
+    """Whether single timesteps may go through kernels, where nothing is being compiled."""
+    return chosen() in (AUTO, "cpp") and mode.undisturbed()
 
 
 def step(request: Request) -> Answer | None:
     """One checked timestep through a kernel; None where its operations are as fast, or have to be.
 
-    On the CPU alone, where it was measured to be faster than the operations one by one.
+    On the CPU alone, where it was measured to be faster than the operations one by one. What it
+    was served by is kept for the next one, in the findings.
     """
-    x = request.x
-    if x.device.type != "cpu" or _hindered(request, mode.way((x, *request.states))):
+    x, findings = request.x, request.subject.findings
+    findings.lane = None
+    if not x.is_cpu:
         return None
-    by = served(
-        request.subject, x.ndim, request.real, x.dtype, "cpu", _flags(request), True
-    )
+    own = tracing(request.subject, request.real, x.ndim)
+    parameters = _parameters(request, own)
+    for tensor in (x, *request.states, *parameters):
+        if type(tensor) not in mode.PLAIN:
+            return None
+    if _hindered(request) is not None:
+        return None
+    flags = _flags(x, request.states, parameters)
+    by = served(request.subject, own, x.ndim, request.real, x.dtype, "cpu", flags, True)
     if isinstance(by, Reason):
         return None
-    random = request.random()
-    found = operators.run(by, x, request.states, request.parameters, random, single=True)
-    return Answer(found[0], found[1 : 1 + len(request.states)], random)
+    if not by.plan.draws and not own.weighs:
+        findings.lane = Lane(by, own.reads, request)
+    random = request.random() if by.plan.draws else None
+    found = operators.run(by, x, request.states, parameters, random, single=True)
+    return Answer(found[0], found[1:], random)
+
+
+def _parameters(request: Request, own: Tracing) -> Sequence[Tensor]:
+    """The declared ones, and the module's other weights."""
+    if not own.weighs:
+        return request.parameters
+    weights = weights_of(request.subject.module, request.subject.declaration.parameters)
+    return [*request.parameters, *[weight.to(request.real) for weight in weights.values()]]
 
 
 def source(
@@ -158,36 +185,36 @@ def source(
 # ---------------------------------------------------------------------- who is served
 
 
-def _hindered(request: Request, way: Way) -> Reason | None:
+def _hindered(request: Request) -> Reason | None:
     """Why these tensors are for the step to take: a kernel would read whatever is at an address."""
     x, declared = request.x, request.subject.declaration.parameters
-    if way is Way.STEP:
-        return Reason(Unfused.WATCHED)
     if x.layout is not torch.strided:
         return Reason(Unfused.LAYOUT, (str(x.layout),))
     device = x.device
-    for tensor in (*request.states, *request.parameters):
+    for tensor in request.states:
         if tensor.device != device:
             return Reason(Unfused.ELSEWHERE, (str(device),))
-    # the module's other weights come behind the declared parameters
-    for spec, parameter in zip(declared.values(), request.parameters, strict=False):
+    for spec, parameter in zip(declared.values(), request.parameters, strict=True):
+        if parameter.device != device:
+            return Reason(Unfused.ELSEWHERE, (str(device),))
         if parameter.shape != spec.shape:
             shapes = str(list(parameter.shape)), str(list(spec.shape))
             return Reason(Unfused.DECLARED, (spec.name, *shapes))
     return None
 
 
-def _flags(request: Request) -> tuple[bool, ...]:
+def _flags(
+    x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[bool, ...]:
     """Which gradients to compute, of x, states, parameters.
 
     Those of the states, known anyhow, are among them whenever there are any: so one kernel serves
     the first timestep or chunk and the ones after it.
     """
-    states, parameters = request.states, request.parameters
     if not torch.is_grad_enabled():
         return (False,) * (1 + len(states) + len(parameters))
-    own = [tensor.requires_grad for tensor in (request.x, *parameters)]
-    through = any(own) or any([state.requires_grad for state in states])
+    own = [tensor.requires_grad for tensor in (x, *parameters)]
+    through = True in own or True in [state.requires_grad for state in states]
     return (own[0], *[through] * len(states), *own[1:])
 
 
@@ -200,7 +227,7 @@ def program_name(
     number. ``flags``: for input, states and parameters, whether a gradient is wanted.
     """
     found: Subject = numbered(subject)
-    by = served(found, ndim, real, stored, device, flags, False)
+    by = served(found, tracing(found, real, ndim), ndim, real, stored, device, flags, False)
     if isinstance(by, Reason):
         cannot(found.module, by)
         return None
@@ -212,6 +239,7 @@ program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def served(
     subject: Subject,
+    own: Tracing,
     ndim: int,
     real: torch.dtype,
     stored: torch.dtype,
@@ -220,7 +248,6 @@ def served(
     single: bool,
 ) -> Served | Reason:
     """The compiled plan of a step for these types; or why there is none."""
-    own = tracing(subject, real, ndim)
     key = (stored, device, flags, chosen(), subject.dim, single)
     by = own.served.get(key)
     if by is None:
@@ -290,16 +317,16 @@ def tracing(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
 
 def _traced(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
     scene = scene_of(subject)
+    weights = weights_of(subject.module, subject.declaration.parameters)
     definition = None
     try:
         traced: Traced | Reason = trace(subject, scene, real, ndim)
-        names = weights_of(subject.module, subject.declaration.parameters)
-        definition = Definition(subject, scene, [*names])
+        definition = Definition(subject, scene, [*weights])
     except Refused as why:
         traced = why.reason
     except Exception as error:  # the user's own, on a sample: stepping will show what it is
         traced = Reason(Unfused.RAISES, (type(error).__name__, str(error)))
-    return Tracing(scene.reads, traced, definition, {})
+    return Tracing(scene.reads, traced, definition, bool(weights), {})
 
 
 def why_stepped(findings: Findings | None) -> Reason | None:

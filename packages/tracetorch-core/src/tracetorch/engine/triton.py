@@ -298,11 +298,11 @@ class _Backward(_Direction):
             self.say(2, "tl.debug_barrier()")
 
     def _finish(self) -> None:
-        ends = {name: f"grad new {name}" for name in self.traced.states}
-        ends |= {name: f"sum {name}" for name in self.summed}
-        for name, label in ends.items():
-            if f"grad {name}" in self.kernel.wanted:
-                self.say(1, self.store(f"grad {name}", "lane", self.name(label)))
+        ends = {f"grad {name}": f"grad new {name}" for name in self.traced.states}
+        ends |= {f"lanes grad {name}": f"sum {name}" for name in self.summed}
+        for label, value in ends.items():
+            if label.removeprefix("lanes ") in self.kernel.wanted:
+                self.say(1, self.store(label, "lane", self.name(value)))
 
 
 def _literal(value: float) -> str:

@@ -13,7 +13,7 @@ import linecache
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,16 +66,33 @@ def launcher(kernel: Kernel) -> Launch:
         sizes = [16] * (4 + len(kernel.traced.parameters))
         _compile(function, types, sizes, warps, BLOCK=block)
 
+    at = {name: index for index, name in enumerate(kernel.pointers)}
+    strides = {f"grad {name}": 4 + index for index, name in enumerate(kernel.traced.parameters)}
+    summed = kernel.summed if kernel.backward else ()
+    sums = [(at[name], at[f"lanes {name}"], strides[name]) for name in summed]
+
     def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         steps, lanes = sizes[:2]
         x = tensors[0]
         if x is None or lanes == 0:
+            for whole, _, _ in sums:
+                cast(Tensor, tensors[whole]).zero_()
             return
         past = x.new_empty((rows, min(steps, kernel.period), lanes), dtype=kernel.real)
         block, warps = _shape(kernel, lanes, x.device)
         _start(function, -(-lanes // block), (*tensors, *past), sizes, warps, BLOCK=block)
+        for whole, part, stride in sums:
+            _sum(tensors[whole], tensors[part], sizes, stride)
 
     return launch
+
+
+def _sum(whole: Tensor | None, lanes: Tensor | None, sizes: Sequence[int], stride: int) -> None:
+    """A parameter's gradient from that of each lane."""
+    if whole is not None and lanes is not None:
+        neurons, inner = sizes[2:4]
+        rows = lanes.reshape(-1, neurons, inner)
+        whole.copy_(rows.sum((0, 2)) if sizes[stride] else rows.sum())
 
 
 def scan_launcher(kernel: ScanKernel) -> Launch:
