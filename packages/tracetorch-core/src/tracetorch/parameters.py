@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class ParameterSpec:
     constraint: Constraint
     shape: tuple[int, ...]
 
-    @cached_property
+    @property
     def plain(self) -> bool:
         """Whether the effective value is the raw one."""
         return self.constraint.forward is identity.forward

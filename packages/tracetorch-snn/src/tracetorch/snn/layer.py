@@ -17,7 +17,7 @@ from tracetorch import Layer, StateError
 from tracetorch.snn import describe
 from tracetorch.snn.firing import Firing
 from tracetorch.snn.quantities import QUANTITIES
-from tracetorch.snn.quantizers import Round, straight_through
+from tracetorch.snn.quantizers import Round, carrying, nothing
 from tracetorch.snn.quantizers import round as rounding
 from tracetorch.snn.surrogates import Surrogate, sigmoid
 from tracetorch.snn.traces import DUAL, SINGLE, Polarity, halves, leak, named
@@ -147,7 +147,8 @@ class LeakyIntegrator(Layer):
             StateError: either function returns no tensor, or one of another shape.
         """
         if isinstance(self.spike_fn, Surrogate) and isinstance(self.quant_fn, Round):
-            return straight_through((u > 0).to(u.dtype), self.spike_fn(u))
+            distance = u.detach()
+            return carrying((distance > 0).to(u.dtype) + nothing(distance), self.spike_fn(u))
         return self._checked("quant_fn", self._checked("spike_fn", u))
 
     def _checked(self, name: str, u: Tensor) -> Tensor:

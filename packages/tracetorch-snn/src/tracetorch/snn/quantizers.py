@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from tracetorch import Random
+from tracetorch.engine import transformed
+
+
+class _Carrying(torch.autograd.Function):
+    """Its first argument exactly, with the gradient of its second.
+
+    Not ``emitted + (p - p.detach())``: a compiled graph would have to compute p to add nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, emitted: Tensor, probability: Tensor) -> Tensor:
+        del ctx, probability
+        return emitted.view_as(emitted)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        del ctx
+        return None, gradients[0]
+
+
+def carrying(emitted: Tensor, probability: Tensor) -> Tensor:
+    """``emitted``, whatever ``probability`` is, with the derivatives of ``probability``."""
+    if transformed():  # forward mode and batching go through operations
+        return emitted + (probability - probability.detach())
+    found: Tensor = _Carrying.apply(emitted, probability)
+    return found
+
+
+def nothing(u: Tensor) -> Tensor:
+    """0, but NaN where ``u`` is; without a mask, which a compiled graph would keep."""
+    return u.clamp(0, 0)
 
 
 def straight_through(emitted: Tensor, probability: Tensor) -> Tensor:
-    """``emitted`` exactly, with the gradient of ``probability``.
+    """``emitted`` exactly, with the gradient of ``probability``; NaN where that is.
 
     Example:
         >>> import torch
@@ -16,8 +50,7 @@ def straight_through(emitted: Tensor, probability: Tensor) -> Tensor:
         >>> y.backward(); (y.item(), p.grad.item())
         (1.0, 1.0)
     """
-    # p − p is exactly 0, so no rounding touches what is emitted
-    return emitted + (probability - probability.detach())
+    return carrying(emitted + nothing(probability.detach()), probability)
 
 
 class _Quantizer(nn.Module):
