@@ -188,14 +188,12 @@ def test_a_parameter_replaced_while_compiled_is_used() -> None:
     assert layer.beta.tolist() == torch.sigmoid(torch.tensor([-1.0, -1.0])).tolist()
 
 
-def test_an_optimizer_step_while_compiled_shows_after_decompiling() -> None:
+def test_an_optimizer_step_while_compiled_shows_at_once() -> None:
     layer = Trace(1, beta=0.5)
     model, optimizer = Holder(layer), torch.optim.SGD(layer.parameters(), lr=1.0)
     model.TTcompile()
     layer.raw_beta.grad = torch.ones(1)
     optimizer.step()
-    assert layer.beta.item() == 0.5
-    model.TTdecompile()
     assert layer.beta.item() == torch.sigmoid(torch.tensor(-1.0)).item()
 
 

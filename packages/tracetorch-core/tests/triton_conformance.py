@@ -21,6 +21,7 @@ import tracetorch as tt
 from hypothesis import given, settings
 from torch import Tensor
 from tracetorch import testing
+from tracetorch.effective import promoted
 from tracetorch.engine import triton_launch as launch
 
 _spec = importlib.util.spec_from_file_location(

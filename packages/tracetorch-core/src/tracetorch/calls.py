@@ -22,7 +22,7 @@ from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
 from tracetorch.errors import StateError
 from tracetorch.layer_states import standing
-from tracetorch.modules import hooked, parts
+from tracetorch.modules import hooked
 from tracetorch.passage import refuse_strangers
 from tracetorch.randomness import RANDOM, after
 from tracetorch.reasons import Reason, Unfused
@@ -60,37 +60,27 @@ def called(layer: Any, x: Tensor) -> Tensor:
         TypeError: ``x`` is no floating-point tensor.
         StateError: ``x`` does not fit the layer, or the standing state does not fit ``x``.
     """
-    record = layer.tt
+    record, fused = layer.tt, False
     if not torch.compiler.is_compiling():
         refuse_strangers(layer)
         refuse_plain_recomputation(layer)
-        if serving.steps_fused():
-            y = _fused(layer, record, x)
-            if y is not None:
-                return y
-    check_input(layer, x)
-    y, record.states = timestep(layer, x, parameters_as(layer, promoted(layer, x.dtype)))
-    return y
-
-
-def _fused(layer: Any, record: Record, x: Tensor) -> Tensor | None:
-    """The timestep through a kernel; None where it has to be stepped."""
+        fused = serving.steps_fused()
+    # once, whatever runs it: a recomputation has to find the same operations in the same order
+    values = _effective(layer, record)
     lane: Lane | None = record.findings.lane
-    if lane is not None:
-        specs = record.declaration.parameters.values()
-        values = effective(layer, specs, record.constants, record.compiled)
-        if lane.fits(layer.dim, x, record.states.values(), values):
-            y, *states = lane.run(x, record.states.values(), values)  # type: ignore[arg-type]
-            record.states = dict(zip(record.states, states, strict=True))
-            return y
+    if fused and lane is not None and lane.fits(layer.dim, x, record.states.values(), values):
+        y, *states = lane.run(x, record.states.values(), values)  # type: ignore[arg-type]
+        record.states = dict(zip(record.states, states, strict=True))
+        return y
     check_input(layer, x)
-    if not hasattr(type(layer).sequence, "standard"):
-        return None
-    answer = serving.step(_request(layer, x, x, single=True))
-    if answer is None:
-        return None
-    _keep(layer, answer, x, 1)
-    return answer.y
+    parameters = _as(promoted(layer, x.dtype), values)
+    if fused and hasattr(type(layer).sequence, "standard"):
+        answer = serving.step(_request(layer, x, x, parameters, single=True))
+        if answer is not None:
+            _keep(layer, answer, x, 1)
+            return answer.y
+    y, record.states = timestep(layer, x, record.declaration.parameter_fields(*parameters))
+    return y
 
 
 def unrolled(layer: Any, x: Tensor) -> Tensor:
@@ -128,7 +118,8 @@ def _at_once(layer: Any, x: Tensor) -> Tensor | None:
         return None
     if not hasattr(type(layer).sequence, "standard"):
         return _by_its_own(layer, x)
-    answer = serving.unroll(_request(layer, x, x[0], single=False))
+    parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
+    answer = serving.unroll(_request(layer, x, x[0], parameters, single=False))
     if answer is None:
         return None
     _keep(layer, answer, x[0], len(x))
@@ -147,7 +138,8 @@ def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
         for spec, state in zip(declared.states.values(), standing(layer, x[0], dtype), strict=True)
     ]
     last = moved(x, place + 1, x.ndim - 1).to(dtype)
-    found = layer.sequence(declared.state_fields(*old), last, parameters_as(layer, dtype))
+    parameters = declared.parameter_fields(*_as(dtype, _effective(layer, layer.tt)))
+    found = layer.sequence(declared.state_fields(*old), last, parameters)
     if found is None:
         return None
     new, y = found
@@ -167,9 +159,9 @@ def _outdated(layer: Any) -> Reason | None:
     first = next(kind for kind in kinds if {"step", "sequence"} & vars(kind).keys())
     if "sequence" not in vars(first):
         return Reason(Unfused.OWN, (name, "step"))
-    for part in parts(layer)[1:]:
-        if hooked(part):
-            return Reason(Unfused.HOOKS, (f"its {type(part).__name__}",))
+    for path, part in layer.named_modules():
+        if part is not layer and hooked(part):
+            return Reason(Unfused.HOOKS, (path,))
     return None
 
 
@@ -205,23 +197,22 @@ def subject_of(layer: Any) -> Subject:
     return Subject(layer, record.declaration, layer.num_neurons, layer.dim, record.findings)
 
 
-def _request(layer: Any, x: Tensor, timestep: Tensor, single: bool) -> Request:
+def _request(
+    layer: Any, x: Tensor, timestep: Tensor, parameters: list[Tensor], single: bool
+) -> Request:
     real = promoted(layer, timestep.dtype)
     states = standing(layer, timestep, real)
     random = functools.partial(random_state, layer, timestep)
-    return Request(subject_of(layer), x, states, _values(layer, real), real, random, single)
+    return Request(subject_of(layer), x, states, parameters, real, random, single)
 
 
-def parameters_as(layer: Any, dtype: torch.dtype) -> Any:
-    """The effective parameters by attribute, in this type."""
-    return layer.tt.declaration.parameter_fields(*_values(layer, dtype))
-
-
-def _values(layer: Any, dtype: torch.dtype) -> list[Tensor]:
-    record = layer.tt
+def _effective(layer: Any, record: Record) -> list[Tensor]:
     specs = record.declaration.parameters.values()
-    found = effective(layer, specs, record.constants, record.compiled)
-    return [value if value.dtype is dtype else value.to(dtype) for value in found]
+    return effective(layer, specs, record.constants, record.compiled)
+
+
+def _as(dtype: torch.dtype, values: list[Tensor]) -> list[Tensor]:
+    return [value if value.dtype is dtype else value.to(dtype) for value in values]
 
 
 def _keep(layer: Any, answer: serving.Answer, timestep: Tensor, steps: int) -> None:

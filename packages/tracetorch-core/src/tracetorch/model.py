@@ -306,12 +306,11 @@ class Model(Boundary):
     # ------------------------------------------------------------------ inference
 
     def TTcompile(self) -> None:
-        """Fix every layer's effective parameters as constants, for inference.
+        """Take every layer's effective parameters as constants, for inference.
 
-        Constraints are no longer evaluated at each timestep, and no gradient reaches the
-        parameters of tt layers. The ``nn.Parameter`` objects stay where they are: ``.to()``,
-        ``state_dict()`` and ``load_state_dict()`` go on working with the raw values, and the
-        constants follow them. Calling it twice is as calling it once.
+        No gradient reaches the parameters of tt layers. The ``nn.Parameter`` objects stay where
+        they are, and whatever gives them new values reaches the constants: they are computed once
+        for the very bits of the raw values. Calling it twice is as calling it once.
         """
         for _, layer in self.named_layers():
             layer.TTcompile()

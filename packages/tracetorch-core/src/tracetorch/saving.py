@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 
 import torch
 from torch import Tensor
@@ -85,6 +86,4 @@ def _class_name(layer: Layer) -> str:
 
 
 def _version() -> str:
-    import tracetorch
-
-    return str(tracetorch.__version__)
+    return metadata.version("tracetorch-core")

@@ -31,12 +31,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.shape, self.dtype, self.graph = shape, dtype, graph
         self.refused: Refused | None = None
         self._nodes: dict[int, Node] = {}
+        # weights of another type, which operations widen, and gradients that are rounded to theirs
+        self._other: set[int] = set()
+        self._rounded: set[int] = set()
         self._alive: list[Tensor] = []
 
-    def given(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    def given(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """A tensor that stands for an input; of the sample's size where no other is said."""
-        tensor = torch.ones(self.shape if shape is None else shape, dtype=self.dtype)
+        kind = dtype or self.dtype
+        tensor = torch.ones(self.shape if shape is None else shape, dtype=kind)
         self.know(tensor, self.graph.input(name))
+        if kind != self.dtype:
+            self._other.add(_storage(tensor))
         return tensor
 
     def output(self, name: str, value: object) -> Node:
@@ -58,6 +69,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Untranslated(f"{name} is {value.dtype}, not the states' {self.dtype}")
         return self.node(value)
 
+    def gradient(self, value: Tensor) -> Node:
+        """The node of a gradient, which may have been rounded to the type of what it belongs to."""
+        self._rounded.discard(_storage(value))
+        return self.node(value)
+
     def node(self, value: Any) -> Node:
         """The node of an argument: a tensor seen before, or a number."""
         if isinstance(value, bool) or not isinstance(value, (Tensor, int, float)):
@@ -70,6 +86,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"it reads a tensor of shape {list(value.shape)} that is neither a state, "
                 f"a parameter nor computed from them"
             )
+        if key in self._rounded:
+            raise Untranslated(f"it rounds to {value.dtype} on the way")
         return self._nodes[key]
 
     def know(self, tensor: Tensor, node: Node) -> None:
@@ -127,7 +145,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         make = _SPECIAL.get(name)
         if make is None and name not in BY_ATEN:
             raise Untranslated("has no row in the table of operations (tracetorch.engine.ops)")
-        if out.dtype not in (self.dtype, torch.bool):
+        if name == "_to_copy" and out.is_floating_point() and out.dtype != self.dtype:
+            self._rounded.add(_storage(out))
+        elif out.dtype not in (self.dtype, torch.bool):
             raise Untranslated(f"computes in {out.dtype}, not in the states' {self.dtype}")
         if make is not None:
             return make(self, args, kwargs)

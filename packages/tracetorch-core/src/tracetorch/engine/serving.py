@@ -58,14 +58,14 @@ class Tracing(NamedTuple):
         reads: what the step had read, then; it is another one where that is no longer there.
         traced: its graphs, or why there are none.
         definition: itself, as it was then.
-        weighs: whether it has weights that were not declared.
+        weights: types of the weights that were not declared.
         served: the programs made of it by types, flags and target; or why there is none.
     """
 
     reads: Reads
     traced: Traced | Reason
     definition: Definition | None
-    weighs: bool
+    weights: tuple[torch.dtype, ...]
     served: dict[object, Served | Reason]
 
 
@@ -149,7 +149,7 @@ def step(request: Request) -> Answer | None:
     by = served(request.subject, own, x.ndim, request.real, x.dtype, "cpu", flags, True)
     if isinstance(by, Reason):
         return None
-    if not by.plan.draws and not own.weighs:
+    if not by.plan.draws and not own.weights:
         findings.lane = Lane(by, own.reads, request)
     random = request.random() if by.plan.draws else None
     found = operators.run(by, x, request.states, parameters, random, single=True)
@@ -158,7 +158,7 @@ def step(request: Request) -> Answer | None:
 
 def _parameters(request: Request, own: Tracing) -> Sequence[Tensor]:
     """The declared ones, and the module's other weights."""
-    if not own.weighs:
+    if not own.weights:
         return request.parameters
     weights = weights_of(request.subject.module, request.subject.declaration.parameters)
     return [*request.parameters, *[weight.to(request.real) for weight in weights.values()]]
@@ -306,7 +306,7 @@ def tracing(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
     """What came of tracing the step, as it is now."""
     known = subject.findings.traced.setdefault((real, ndim, subject.neurons), [])
     for place, found in enumerate(known):
-        if found.reads.last():
+        if found.reads.last() and (not found.weights or found.weights == _weights(subject)):
             if place:
                 known.insert(0, known.pop(place))
             return found  # type: ignore[no-any-return]
@@ -326,7 +326,12 @@ def _traced(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
         traced = why.reason
     except Exception as error:  # the user's own, on a sample: stepping will show what it is
         traced = Reason(Unfused.RAISES, (type(error).__name__, str(error)))
-    return Tracing(scene.reads, traced, definition, bool(weights), {})
+    return Tracing(scene.reads, traced, definition, _weights(subject), {})
+
+
+def _weights(subject: Subject) -> tuple[torch.dtype, ...]:
+    weights = weights_of(subject.module, subject.declaration.parameters)
+    return tuple([weight.dtype for weight in weights.values()])
 
 
 def why_stepped(findings: Findings | None) -> Reason | None:

@@ -154,7 +154,9 @@ def _sampled(
     if plain:
         shapes |= {_label(name): spec.shape for name, spec in declared.parameters.items()}
         shapes |= {_label(name): tuple(weight.shape) for name, weight in weights.items()}
-    inputs = {name: recorder.given(name, shape) for name, shape in shapes.items()}
+    # weights have their own type, so that what is computed of them alone is as rounded as in eager
+    types = {_label(name): weight.dtype for name, weight in weights.items()}
+    inputs = {name: recorder.given(name, shapes[name], types.get(name)) for name in shapes}
     cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(states)}
     scene.given = {name: inputs[_label(name)] for name in weights}
     scene.stream = Draws(recorder)
@@ -247,7 +249,7 @@ def _backward(
     )
     try:
         return {
-            f"grad {name}": recorder.node(gradient)
+            f"grad {name}": recorder.gradient(gradient)
             for name, gradient in zip(inputs, gradients, strict=True)
             if gradient is not None
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from tracetorch.reasons import Unfoldable, Unfolded
 from tracetorch.states import alike
 
 
-class Fold:
+class Fold(Passage):
     """How many timesteps of how many samples are folded together; what layers are called through.
 
     Args:
@@ -34,7 +34,7 @@ class Fold:
 
     def __init__(self, steps: int, batch: int, below: dict[Layer, Passage | None]) -> None:
         self._steps, self._batch, self._below = steps, batch, below
-        self._used = _Used()
+        self._used = _Used(self)
         self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
 
     def apart(self, x: Any) -> Tensor:
@@ -44,24 +44,30 @@ class Fold:
             raise Unfoldable(Unfolded.BATCH, got, f"{self._steps}·{self._batch}")
         return x.reshape(self._steps, self._batch, *x.shape[1:])
 
-    def call(self, layer: Layer, x: Tensor) -> Tensor:
+    def refuse(self, layer: Any, why: Unfolded) -> NoReturn:
+        """Unfoldable; RuntimeError in another thread, which has nothing to do with that."""
+        if self._thread is not None and self._thread != threading.get_ident():
+            raise RuntimeError(in_use(layer))
+        raise Unfoldable(why, type(layer).__name__)
+
+    def call(self, layer: Any, x: Tensor) -> Tensor:
         """All timesteps, in the layer's own order of time."""
         if self._thread is not None and self._thread != threading.get_ident():
             raise RuntimeError(in_use(layer))
         steps = self.apart(x)
         layer.tt.passage = self._below[layer]
         with timesteps(under_way=False):
-            y = layer.unroll(steps)
+            y: Tensor = layer.unroll(steps)
         layer.tt.passage = self._used
         return y.flatten(0, 1)
 
-    def unroll(self, layer: Layer, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor) -> Tensor:
         """Unfoldable: there is no timestep to do it in."""
-        raise Unfoldable(Unfolded.WITHIN, type(layer).__name__)
+        self.refuse(layer, Unfolded.WITHIN)
 
-    def refuse_states(self, layer: Layer) -> None:
+    def refuse_states(self, layer: Any) -> None:
         """Unfoldable: there is no state of this timestep."""
-        raise Unfoldable(Unfolded.STATES, type(layer).__name__)
+        self.refuse(layer, Unfolded.STATES)
 
 
 class _Used(Passage):
@@ -69,14 +75,17 @@ class _Used(Passage):
 
     transparent = False
 
+    def __init__(self, fold: Fold) -> None:
+        self._fold = fold
+
     def call(self, layer: Any, x: Tensor) -> Tensor:
-        raise Unfoldable(Unfolded.TWICE, type(layer).__name__)
+        self._fold.refuse(layer, Unfolded.TWICE)
 
     def unroll(self, layer: Any, x: Tensor) -> Tensor:
-        raise Unfoldable(Unfolded.WITHIN, type(layer).__name__)
+        self._fold.refuse(layer, Unfolded.WITHIN)
 
     def refuse_states(self, layer: Any) -> None:
-        raise Unfoldable(Unfolded.STATES, type(layer).__name__)
+        self._fold.refuse(layer, Unfolded.STATES)
 
 
 def in_use(what: object) -> str:

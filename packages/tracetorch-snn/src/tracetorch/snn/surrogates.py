@@ -98,11 +98,15 @@ class Surrogate(nn.Module):
             return self._slope
         return constraints.softplus.forward(self.raw_slope) + self._floor
 
+    def _slope_in(self, dtype: torch.dtype) -> float | Tensor:
+        """The slope as it is computed with: not rounded to 16 bits where the membrane is not."""
+        if self._slope is not None:
+            return self._slope
+        return constraints.softplus.forward(self.raw_slope.to(dtype)) + self._floor
+
     def forward(self, u: Tensor) -> Tensor:
         """Distance from the threshold (membrane − threshold) → firing probability in [0, 1]."""
-        curve, slope = _CURVES[self.name], self.slope
-        if isinstance(slope, Tensor):
-            slope = slope.to(u.dtype)
+        curve, slope = _CURVES[self.name], self._slope_in(u.dtype)
         probability = curve.probability(slope * u)
         return 0.5 + (probability - 0.5) * 2 / slope if curve.unit_peak else probability
 
