@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import logging
+import random
 import re
 import weakref
 from collections.abc import Callable
@@ -90,7 +90,8 @@ class Averaging(tt.Model):
 @pytest.mark.parametrize("make", [Fading, Averaging])
 def test_what_cannot_be_computed_again_is_not_recomputed(make: type[tt.Model]) -> None:
     model, x = make().double(), torch.randn(10, 3, 4, dtype=torch.float64, requires_grad=True)
-    says = rf"^recompute=True needs .* again, and {make.__name__} is stepped: forward changes {make.__name__}\."
+    name = make.__name__
+    says = rf"^recompute=True needs .* again, and {name} is stepped: forward changes {name}\."
     with pytest.raises(tt.FoldError, match=says):
         model.unroll(x, recompute=True, chunk_size=3)
     assert model.get_states() == {}

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
-
 LOG = logging.getLogger("tracetorch.tests.folding")
 
 
@@ -747,7 +746,9 @@ def test_check_unroll_names_the_first_layer_that_differs() -> None:
     assert tt.check_unroll(model.eval(), x) is None
     assert tt.check_unroll(make(Net), x) is None
     why = tt.check_unroll(make(Mixing), x)
-    assert why == "the input of a AdaptiveLIF is another over all timesteps at once than step by step"
+    assert (
+        why == "the input of a AdaptiveLIF is another over all timesteps at once than step by step"
+    )
     why = tt.check_unroll(make(Twice), x)
     assert why is not None
     assert "is called more than once" in why

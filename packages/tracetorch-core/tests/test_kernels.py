@@ -14,69 +14,73 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from tracetorch.engine import ops
 from tracetorch.effective import promoted
+from tracetorch.engine import ops
 from tracetorch.engine.scan import Scan
 
 # one torch spelling, at least, for each row: what a step would call, on arguments that fit it
-UNARY: Mapping[str, Callable[[Tensor], Tensor]] = types.MappingProxyType({
-    "neg": torch.neg,
-    "abs": torch.abs,
-    "reciprocal": lambda u: torch.reciprocal(u + 3.0),
-    "sign": torch.sign,
-    "relu": torch.relu,
-    "exp": torch.exp,
-    "exp2": torch.exp2,
-    "expm1": torch.expm1,
-    "log": lambda u: torch.log(u.abs() + 0.1),
-    "log1p": lambda u: torch.log1p(u.abs()),
-    "log2": lambda u: torch.log2(u.abs() + 0.1),
-    "sqrt": lambda u: torch.sqrt(u.abs() + 0.1),
-    "rsqrt": lambda u: torch.rsqrt(u.abs() + 0.1),
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "atan": torch.atan,
-    "erf": torch.erf,
-    "floor": torch.floor,
-    "ceil": torch.ceil,
-    "trunc": torch.trunc,
-    "round": torch.round,
-    "softplus": lambda u: F.softplus(u, 2.0, 3.0),
-    "softplus_backward": F.softplus,
-    "threshold_backward": torch.relu,
-    "hardtanh_backward": lambda u: F.hardtanh(u, -0.5, 0.7),
-    "sigmoid_backward": lambda u: torch.sigmoid(3 * u),
-    "tanh_backward": lambda u: torch.tanh(u / 2),
-    "nan_or_zero": lambda u: u + (torch.sigmoid(u) - torch.sigmoid(u).detach()),
-    "isnan": lambda u: torch.where(torch.isnan(u), torch.zeros_like(u), u),
-    "not": lambda u: torch.logical_not(u > 0).to(u.dtype),
-    "to_bool": lambda u: torch.logical_not(torch.round(u)).to(u.dtype),
-    "to_float": lambda u: (u > 0.25).to(u.dtype),
-    "minimum": lambda u: u.clamp(max=0.4),
-    "maximum": lambda u: u.clamp_min(-0.3),
-    "rsub": lambda u: 1 - u,
-})
-BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = types.MappingProxyType({
-    "add": lambda u, v: torch.add(u, v, alpha=0.5),
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": lambda u, v: u / (v.abs() + 0.5),
-    "pow": lambda u, v: torch.pow(u.abs() + 0.2, v),
-    "maximum": torch.maximum,
-    "minimum": torch.minimum,
-    "gt": lambda u, v: torch.where(u > v, u, v),
-    "ge": lambda u, v: (u >= v).to(u.dtype),
-    "lt": lambda u, v: (u < v).to(u.dtype),
-    "le": lambda u, v: (u <= v).to(u.dtype),
-    "eq": lambda u, v: (torch.round(u) == torch.round(v)).to(u.dtype),
-    "ne": lambda u, v: (torch.round(u) != torch.round(v)).to(u.dtype),
-    "and": lambda u, v: torch.where((u > 0) & (v > 0), u, v * 2),
-    "or": lambda u, v: torch.where((u > 0) | (v > 0), u, v * 2),
-    "xor": lambda u, v: torch.where((u > 0) ^ (v > 0), u, v * 2),
-    "where": lambda u, v: torch.where(u > 0, v, u),
-})
+UNARY: Mapping[str, Callable[[Tensor], Tensor]] = types.MappingProxyType(
+    {
+        "neg": torch.neg,
+        "abs": torch.abs,
+        "reciprocal": lambda u: torch.reciprocal(u + 3.0),
+        "sign": torch.sign,
+        "relu": torch.relu,
+        "exp": torch.exp,
+        "exp2": torch.exp2,
+        "expm1": torch.expm1,
+        "log": lambda u: torch.log(u.abs() + 0.1),
+        "log1p": lambda u: torch.log1p(u.abs()),
+        "log2": lambda u: torch.log2(u.abs() + 0.1),
+        "sqrt": lambda u: torch.sqrt(u.abs() + 0.1),
+        "rsqrt": lambda u: torch.rsqrt(u.abs() + 0.1),
+        "sin": torch.sin,
+        "cos": torch.cos,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "atan": torch.atan,
+        "erf": torch.erf,
+        "floor": torch.floor,
+        "ceil": torch.ceil,
+        "trunc": torch.trunc,
+        "round": torch.round,
+        "softplus": lambda u: F.softplus(u, 2.0, 3.0),
+        "softplus_backward": F.softplus,
+        "threshold_backward": torch.relu,
+        "hardtanh_backward": lambda u: F.hardtanh(u, -0.5, 0.7),
+        "sigmoid_backward": lambda u: torch.sigmoid(3 * u),
+        "tanh_backward": lambda u: torch.tanh(u / 2),
+        "nan_or_zero": lambda u: u + (torch.sigmoid(u) - torch.sigmoid(u).detach()),
+        "isnan": lambda u: torch.where(torch.isnan(u), torch.zeros_like(u), u),
+        "not": lambda u: torch.logical_not(u > 0).to(u.dtype),
+        "to_bool": lambda u: torch.logical_not(torch.round(u)).to(u.dtype),
+        "to_float": lambda u: (u > 0.25).to(u.dtype),
+        "minimum": lambda u: u.clamp(max=0.4),
+        "maximum": lambda u: u.clamp_min(-0.3),
+        "rsub": lambda u: 1 - u,
+    }
+)
+BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = types.MappingProxyType(
+    {
+        "add": lambda u, v: torch.add(u, v, alpha=0.5),
+        "sub": torch.sub,
+        "mul": torch.mul,
+        "div": lambda u, v: u / (v.abs() + 0.5),
+        "pow": lambda u, v: torch.pow(u.abs() + 0.2, v),
+        "maximum": torch.maximum,
+        "minimum": torch.minimum,
+        "gt": lambda u, v: torch.where(u > v, u, v),
+        "ge": lambda u, v: (u >= v).to(u.dtype),
+        "lt": lambda u, v: (u < v).to(u.dtype),
+        "le": lambda u, v: (u <= v).to(u.dtype),
+        "eq": lambda u, v: (torch.round(u) == torch.round(v)).to(u.dtype),
+        "ne": lambda u, v: (torch.round(u) != torch.round(v)).to(u.dtype),
+        "and": lambda u, v: torch.where((u > 0) & (v > 0), u, v * 2),
+        "or": lambda u, v: torch.where((u > 0) | (v > 0), u, v * 2),
+        "xor": lambda u, v: torch.where((u > 0) ^ (v > 0), u, v * 2),
+        "where": lambda u, v: torch.where(u > 0, v, u),
+    }
+)
 
 
 class Composed(tt.Layer):
@@ -106,7 +110,9 @@ def results(layer: tt.Layer, x: Tensor, backend: str, seed: int = 0) -> dict[str
     layer.zero_states()
     layer.zero_grad()
     x = x.detach().clone().requires_grad_()
-    around = {name: torch.randn(x.shape[1:]).to(promoted(layer, x.dtype)) for name in layer.tt.states}
+    around = {
+        name: torch.randn(x.shape[1:]).to(promoted(layer, x.dtype)) for name in layer.tt.states
+    }
     incoming = {name: state.requires_grad_() for name, state in around.items()}
     layer.set_states(incoming)
     with tt.backends.use(backend):

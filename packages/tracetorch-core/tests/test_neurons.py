@@ -93,7 +93,9 @@ def of(kind: str, *args: Any, **options: Any) -> tt.Layer:
 
 def by_numpy(layer: tt.Layer, x: Tensor) -> tuple[Any, list[Any]]:
     """Outputs and final states of a float64 sequence ``[T, B, N]``, written out again."""
-    values = {name: getattr(layer, name).detach().numpy() for name in layer.tt.declaration.parameters}
+    values = {
+        name: getattr(layer, name).detach().numpy() for name in layer.tt.declaration.parameters
+    }
     first, second, ys = np.zeros(x.shape[1:]), np.zeros(x.shape[1:]), []
     for x_t in x.detach().numpy():
         if isinstance(layer, Adaptive):
@@ -236,7 +238,9 @@ def test_what_is_not_learned_gets_no_gradient_and_costs_none(kind: str) -> None:
     layer, x = of(kind, 5, learn=False), 2 * torch.rand(20, 2, 5, dtype=torch.float64)
     assert_fused_is_eager(layer, x)
     frozen = {
-        f"grad {spec.name}" for spec in layer.tt.declaration.parameters.values() if spec.raw_name in layer._buffers
+        f"grad {spec.name}"
+        for spec in layer.tt.declaration.parameters.values()
+        if spec.raw_name in layer._buffers
     }
     plans = [by.plan for by in programs(layer.tt.findings)]
     assert frozen

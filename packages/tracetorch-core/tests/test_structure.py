@@ -39,7 +39,9 @@ def imports(path: Path) -> Iterator[str]:
         yield from (name for name in names if name in MODULES)
 
 
-GRAPH = {name: {other for other in imports(path) if other != name} for name, path in MODULES.items()}
+GRAPH = {
+    name: {other for other in imports(path) if other != name} for name, path in MODULES.items()
+}
 
 
 def test_no_module_of_core_leads_back_to_itself() -> None:

@@ -237,7 +237,7 @@ CHANGING: dict[str, tuple[Callable[[], Step], Callable[[], dict[str, Any]], str]
         f"its step reads Made.count, a ndarray, {MUTABLE}",
     ),
     "attribute": (
-        lambda: leaky(_counts_itself), lambda: {"count": 0}, "it changes Made.count; a step must be",
+        lambda: leaky(_counts_itself), lambda: {"count": 0}, "it changes Made.count; a step must",
     ),
     "class": (
         lambda: leaky(_counts_for_all), dict, "it changes type(self).count; a step must be pure",
@@ -446,7 +446,7 @@ HELD: dict[str, tuple[Callable[[], Step], dict[str, Any], str]] = {
     "in a tuple": (lambda: leaky(lambda s, x, p: s.held[0][0]), {"held": ([2.0],)}, "a list"),
     "closure": (_closing, {}, "gains, a list"),
     "global": (lambda: leaky(lambda s, x, p: GAINS[0]), {}, "GAINS, a list"),
-    "default": (lambda: leaky(lambda s, x, p: _by_default(x)), {}, "a default of _by_default, a list"),
+    "default": (leaky(lambda s, x, p: _by_default(x)), {}, "a default of _by_default, a list"),
 }  # fmt: skip
 
 

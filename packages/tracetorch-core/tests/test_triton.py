@@ -167,7 +167,9 @@ by_row: Any = _by_row()
 
 
 def test_everything_is_every_row() -> None:
-    traced = trace(subject := subject_of(Everything().double()), scene_of(subject), torch.float64, 2)
+    traced = trace(
+        subject := subject_of(Everything().double()), scene_of(subject), torch.float64, 2
+    )
     nodes = ordered([*traced.forward.values(), *traced.backward.values()])
     assert {node.op for node in nodes} - {"input", "const", "random"} == set(ops.TABLE)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tracetorch import mode
 from tracetorch.choice import EAGER, cannot, chosen
-from tracetorch.effective import effective, promoted
 from tracetorch.declaration import Record
+from tracetorch.effective import effective, promoted
 from tracetorch.engine import serving
 from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
@@ -69,7 +69,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
     values = _effective(layer, record)
     lane: Lane | None = record.findings.lane
     if fused and lane is not None and lane.fits(layer.dim, x, record.states.values(), values):
-        y, *states = lane.run(x, record.states.values(), values)  # type: ignore[arg-type]
+        y, *states = lane.run(x, record.states.values(), values)
         record.states = dict(zip(record.states, states, strict=True))
         return y
     check_input(layer, x)
@@ -132,7 +132,11 @@ def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
     if why is not None:
         cannot(layer, why)
         return None
-    declared, dtype, place = layer.tt.declaration, promoted(layer, x.dtype), layer.dim % (x.ndim - 1)
+    declared, dtype, place = (
+        layer.tt.declaration,
+        promoted(layer, x.dtype),
+        layer.dim % (x.ndim - 1),
+    )
     old = [
         spec.to_last(state, place)
         for spec, state in zip(declared.states.values(), standing(layer, x[0], dtype), strict=True)
@@ -234,9 +238,7 @@ def check_input(layer: Any, x: object) -> None:
         raise TypeError(f"{layer!r}: the input x must be a floating-point tensor, {_instead(x)}")
     dim = layer.dim
     if not -x.ndim <= dim < x.ndim:
-        raise StateError(
-            layer, f"the input x of shape {list(x.shape)} has no dimension dim={dim}"
-        )
+        raise StateError(layer, f"the input x of shape {list(x.shape)} has no dimension dim={dim}")
     if x.shape[dim] != layer.num_neurons:
         raise StateError(
             layer,

@@ -18,13 +18,13 @@ def left_alone(devices: Iterable[torch.device] = ()) -> Iterator[None]:
     Args:
         devices: CUDA devices whose generators may be drawn from, besides the CPU's.
     """
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
+    python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device.index for device in devices if device.type == "cuda"]):
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(arrays)  # noqa: NPY002
+            np.random.set_state(arrays)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def watched() -> Iterator[list[str]]:
 def _places() -> dict[str, Any]:
     return {
         "the random numbers of Python": random.getstate(),
-        "the random numbers of NumPy": str([*map(_plain, np.random.get_state())]),  # noqa: NPY002
+        "the random numbers of NumPy": str([*map(_plain, np.random.get_state())]),
         "the random numbers of torch": torch.get_rng_state().numpy().tobytes(),
     }
 

@@ -162,9 +162,10 @@ class Layer(Stateful):
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """Compute a whole sequence in a way of the layer's own; to be written where there is one.
 
-        A layer without it runs its ``step`` in a kernel where that can be, else in a loop. It is not
-        asked where steps are wanted: under ``tt.backends.use("eager")``, with hooks or a ``forward``
-        of the layer's own, within transforms of torch, and where a subclass has another ``step``.
+        A layer without it runs its ``step`` in a kernel where that can be, else in a loop. It is
+        not asked where steps are wanted: under ``tt.backends.use("eager")``, with hooks or a
+        ``forward`` of the layer's own, within transforms of torch, and where a subclass has
+        another ``step``.
 
         Args:
             states: the states to begin with by attribute, as in :meth:`step`.

@@ -25,7 +25,7 @@ _DEEP = frozenset((
 ))  # fmt: skip
 
 
-class Looked(Exception):  # noqa: N818 - what did it is no error
+class Looked(Exception):
     """A value was handed to Python; the message is the call."""
 
 

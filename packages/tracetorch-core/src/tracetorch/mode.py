@@ -88,6 +88,4 @@ def left_over(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a transform of ``torch.func`` that has ended."""
     if torch.compiler.is_compiling():
         return False
-    return is_wrapped(tensor) and not (
-        _C._are_functorch_transforms_active()
-    )
+    return is_wrapped(tensor) and not (_C._are_functorch_transforms_active())

@@ -6,10 +6,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch import saving
 from tracetorch.errors import LayerError, StateError
@@ -55,7 +55,6 @@ class Model(Boundary):
         >>> net.get_states()
         {}
     """
-
 
     tt: Decisions
 
@@ -123,12 +122,12 @@ class Model(Boundary):
         batch: seed and count stay.
 
         Args:
-            index: integers ``[B']`` into dimension 0 of a timestep's batch, or a boolean mask ``[B]``
-                of the samples to keep.
+            index: integers ``[B']`` into dimension 0 of a timestep's batch, or a boolean mask
+                ``[B]`` of the samples to keep.
 
         Raises:
             TypeError: ``index`` is neither.
-            ValueError: it does not fit a state's batch, or a state has none; no state has changed then.
+            ValueError: it does not fit a state's batch, or a state has none; nothing has changed.
 
         Example:
             >>> import torch, tracetorch as tt
@@ -281,8 +280,8 @@ class Model(Boundary):
                 compute the rest again when it is differentiated: the time of one more forward
                 pass, and the memory of one chunk. Without gradients, and in a compiled graph,
                 this changes nothing.
-            fold: whether ``forward`` runs once over all timesteps. None: where that gives what the
-                loop gives, which is decided once for a kind of sequence, on a copy of the model. True:
+            fold: whether ``forward`` runs once over all timesteps. None: where that gives what
+                the loop gives, decided once for a kind of sequence on a copy of the model. True:
                 without asking; FoldError where it cannot be. False: never.
 
         Returns:

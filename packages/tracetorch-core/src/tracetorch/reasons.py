@@ -17,8 +17,8 @@ class Unfused(Enum):
     OWN = "{} has its own {}"
     HOOKS = "{} has hooks, which run at every timestep"
     TARGET = "there are no {}kernels for tensors on {}"
-    ABSENT = "{}"
-    BUILD = "{}"
+    ABSENT = "no kernel can be made here: {}"
+    BUILD = "its kernel cannot be built: {}"
     TYPES = "there are no kernels for states in {} and inputs in {}"
     LAYOUT = "there are no kernels for tensors in {}"
     ELSEWHERE = "not all of its states and parameters are on {}, as the input is"
@@ -26,12 +26,14 @@ class Unfused(Enum):
     SIZES = "{} has the shape {}, not one value per neuron or layer"
     STATE_SIZES = "the state {} has the sizes {}, not one per neuron"
     OPERATION = "{} at {}: {}"
-    RESULT = "{}"
+    RESULT = "its step returns what a kernel cannot put out: {}"
+    NAMES = "its step returns the states {}, not {}"
+    MEMORYLESS = "its new states do not depend on the old ones"
     STATES = "it reads self.{}; the timestep's own is in states"
     STANDING = "it reads the layer's states from before; the timestep's own are in states"
     MUTABLE = (
-        "its step reads {}, a {}, and what is in it may change unseen; hold numbers, strings, tuples "
-        "or a types.MappingProxyType of them instead, or make it a state or parameter"
+        "its step reads {}, a {}, and what is in it may change unseen; hold numbers, strings, "
+        "tuples or a types.MappingProxyType of them instead, or make it a state or parameter"
     )
     UNSEEN = "its step reads {}, and a kernel would not see it change{}"
     WRITES = "it changes {}; a step must be pure"
@@ -39,7 +41,6 @@ class Unfused(Enum):
     OTHERWISE = "it computes something else {}"
     RAISES = "its step raised {} on a sample: {}"
     WATCHED = "torch traces or fakes what runs, and sees the step's operations instead"
-    PEERS = "{}"
 
 
 class Unfolded(Enum):
@@ -64,6 +65,7 @@ class Unfolded(Enum):
     ALIKE = "all samples of this sequence are alike, which shows nothing"
     RAISES = "{}: {}"
     FAILS = "over all timesteps at once, forward raises {}: {}"
+    BEFORE = "that was decided before it was compiled; the log says why"
 
     @property
     def pure(self) -> bool:
@@ -89,14 +91,14 @@ class Reason:
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.why.value.format(*self.names)
+        return str(self.why.value).format(*self.names)
 
 
-class Refused(Exception):  # noqa: N818 - a layer steps then; nobody made an error
+class Refused(Exception):
     """The engine cannot take a layer's step; :attr:`reason` says why."""
 
-    def __init__(self, why: Unfused, *names: object) -> None:
-        self.reason = Reason(why, tuple(map(str, names)))
+    def __init__(self, why: Unfused | Reason, *names: object) -> None:
+        self.reason = why if isinstance(why, Reason) else Reason(why, tuple(map(str, names)))
         super().__init__(str(self.reason))
 
 

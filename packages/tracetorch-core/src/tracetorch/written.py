@@ -48,9 +48,9 @@ def _names(code: types.CodeType) -> Names:
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             read.add(step.argval)
-        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            written.add(step.argval)
-        elif step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars:
+        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+            step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
+        ):
             written.add(step.argval)
     mentioned = set(code.co_names)
     for const in code.co_consts:

@@ -18,7 +18,7 @@ INPUT, CONST, RANDOM = "input", "const", "random"
 _BOUNDED = ("sigmoid", "tanh", "erf", "atan")
 
 
-class Untranslated(Exception):  # noqa: N818 - who asked knows what follows from it
+class Untranslated(Exception):
     """There is no node for what was asked; the message says what of it."""
 
 
@@ -85,10 +85,9 @@ class Graph:
             # p − p of a bounded p, the straight-through estimator's: only NaN survives it
             source = _bounded_by(args[0])
             return None if source is None else self.op("nan_or_zero", source)
+        # between zero and zero there is only zero, and NaN
         if name == "minimum" and args[0].op == "maximum" and args[0].args[1] is args[1]:
-            # between a bound and itself there is only the bound, and NaN
-            if _is(args[1], 0.0):
-                return self.op("nan_or_zero", args[0].args[0])
+            return self.op("nan_or_zero", args[0].args[0]) if _is(args[1], 0.0) else None
         if name == "pow" and args[1].op == CONST:
             return self._power(args[0], args[1].value)
         return None

@@ -38,9 +38,10 @@ class Served(NamedTuple):
     definition: Definition | None
 
 
-def served(plan: Plan, definition: Definition) -> Served:
+def served(plan: Plan, definition: Definition | None) -> Served:
     """The step, as it was traced, by this plan; the operators know it by the program's name."""
-    _definitions[plan.program.name] = definition
+    if definition is not None:
+        _definitions[plan.program.name] = definition
     return Served(plan, definition)
 
 

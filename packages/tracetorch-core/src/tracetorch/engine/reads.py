@@ -5,7 +5,6 @@ What is read has to be plain, so that the thing itself is all there is to look a
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import operator
@@ -108,5 +107,3 @@ class Attributes:
             return getattr(self.owner, name)
         except Exception:  # of a user's class, which does not want to be read
             return default
-
-

@@ -64,7 +64,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _output(self, name: str, value: object) -> Node:
         if not isinstance(value, Tensor) or tuple(value.shape) != self.shape:
             got = list(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise Untranslated(f"{name} is {got} for an input of {list(self.shape)}, not elementwise")
+            raise Untranslated(
+                f"{name} is {got} for an input of {list(self.shape)}, not elementwise"
+            )
         if value.dtype != self.dtype:
             raise Untranslated(f"{name} is {value.dtype}, not the states' {self.dtype}")
         return self.node(value)
@@ -91,6 +93,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._nodes[key]
 
     def know(self, tensor: Tensor, node: Node) -> None:
+        """From now on, what the tensor holds is this node."""
         self._nodes[_storage(tensor)] = node
         self._alive.append(tensor)
 
@@ -135,7 +138,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         for what in (Tensor.size, Tensor.stride, Tensor.is_neg):
             if what(out) != what(whole) or out.dtype != whole.dtype:
-                raise Untranslated("shows a tensor in another way; the engine takes elementwise steps")
+                raise Untranslated(
+                    "shows a tensor in another way; the engine takes elementwise steps"
+                )
 
     def _translated(
         self, name: str, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -162,6 +167,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.graph.op(row.name, *map(self.converted, nodes, row.takes))
 
     def converted(self, node: Node, kind: str) -> Node:
+        """The node as a number or a truth value, whichever is asked for."""
         if node.gives == kind:
             return node
         return self.graph.op("to_float" if kind == "f" else "to_bool", node)

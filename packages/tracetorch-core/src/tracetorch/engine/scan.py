@@ -139,7 +139,7 @@ class Scan:
             raise Refused(Unfused.TYPES, real, real)
         traced = trace_function(self.lane, tuple(self.axes), real)
         if "grad h" not in traced.backward:
-            raise Refused(Unfused.RESULT, "new states do not depend on the old ones")
+            raise Refused(Unfused.MEMORYLESS)
         return traced
 
     def kernel(self, real: torch.dtype, backward: bool) -> ScanKernel:

@@ -165,7 +165,12 @@ def _parameters(request: Request, own: Tracing) -> Sequence[Tensor]:
 
 
 def source(
-    subject: Subject, ndim: int, real: torch.dtype, stored: torch.dtype, backward: bool, backend: str
+    subject: Subject,
+    ndim: int,
+    real: torch.dtype,
+    stored: torch.dtype,
+    backward: bool,
+    backend: str,
 ) -> str:
     """The source of a step's kernel, with every gradient that can be asked for.
 
@@ -203,9 +208,7 @@ def _hindered(request: Request) -> Reason | None:
     return None
 
 
-def _flags(
-    x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> tuple[bool, ...]:
+def _flags(x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[bool, ...]:
     """Which gradients to compute, of x, states, parameters.
 
     Those of the states, known anyhow, are among them whenever there are any: so one kernel serves
@@ -253,9 +256,7 @@ def served(
     if by is None:
         if len(own.served) >= _MOST:
             own.served.pop(next(iter(own.served)))
-        by = own.served[key] = _prepared(
-            subject, own, ndim, real, stored, device, flags, single
-        )
+        by = own.served[key] = _prepared(subject, own, ndim, real, stored, device, flags, single)
     return by
 
 
@@ -281,8 +282,6 @@ def _prepared(
         return why.reason
     except BuildError as error:
         return Reason(Unfused.BUILD, (str(error),))
-    if own.definition is None:
-        return Reason(Unfused.RESULT, ("it has no definition",))
     return operators.served(plan, own.definition)
 
 
@@ -297,7 +296,7 @@ def _program(
     if real not in REAL or stored not in STORED:
         raise Refused(Unfused.TYPES, real, stored)
     if isinstance(own.traced, Reason):
-        raise Refused(own.traced.why, *own.traced.names)
+        raise Refused(own.traced)
     dim = subject.dim if subject.dim < 0 else subject.dim - ndim
     return register(Program(own.traced, real, stored, subject.neurons, dim, backend))
 
@@ -335,8 +334,7 @@ def _weights(subject: Subject) -> tuple[torch.dtype, ...]:
 
 
 def why_stepped(findings: Findings | None) -> Reason | None:
-    """The reason that was found last why a step has no kernel; None: it has one, or none was asked.
-    """
+    """Why a step has no kernel, as was found last; None: it has one, or none was asked for."""
     for known in findings.traced.values() if findings is not None else ():
         for own in known[:1]:
             if isinstance(own.traced, Reason):

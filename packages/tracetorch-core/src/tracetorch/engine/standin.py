@@ -80,9 +80,7 @@ class Scene:
         if isinstance(value, types.FunctionType):
             return self._function(value, name)
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
-            return types.MethodType(
-                self.shown(value.__func__, name), self.standin(value.__self__)
-            )
+            return types.MethodType(self.shown(value.__func__, name), self.standin(value.__self__))
         if isinstance(value, type):
             self._examine_class(value, name)
             return value
@@ -119,7 +117,11 @@ class Scene:
             )
         )
         other = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+            function.__code__,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            closure,
         )
         other.__kwdefaults__ = function.__kwdefaults__
         return other
@@ -201,10 +203,10 @@ class Scene:
             AttributeError: there is nothing.
         """
         held, kind = vars(module), type(module)
-        for base in written(kind):  # what is added to it may hide what was read
-            self.reads.note_size(self._vars(base))
+        for own in written(kind):  # what is added to it may hide what was read
+            self.reads.note_size(self._vars(own))
         self.reads.note_size(held)
-        base = next((base for base in kind.__mro__ if name in vars(base)), None)
+        base: type | None = next((base for base in kind.__mro__ if name in vars(base)), None)
         of_class = GONE if base is None else vars(base)[name]
         if base is not None and not settled(base.__module__):
             self._note(self._vars(base), name, of_class)
@@ -299,12 +301,14 @@ class _Inside:
         value = self.seen[name]
         if name in ("_modules", "_parameters", "_buffers"):
             return {key: scene.shown(item, f"{path}.{key}") for key, item in value.items()}
-        return value.bound(scene, standin, path) if isinstance(value, _Of) else scene.shown(
-            value, path
+        return (
+            value.bound(scene, standin, path)
+            if isinstance(value, _Of)
+            else scene.shown(value, path)
         )
 
     def call(self, standin: Standin, args: Any, kwargs: Any) -> Any:
-        """The module called."""
+        """What calling the module returns."""
         scene = self.scene
         if not self.called and self.module is not None:
             self.called = True
@@ -314,7 +318,7 @@ class _Inside:
                 raise scene.refuse(Unfused.HOOKS, f"its {self.kind.__name__}")
         if issubclass(self.kind, Random) and scene.stream is not None:
             return scene.stream.draw(*args, **kwargs)
-        own = getattr(self.kind, "__call__", None) is not nn.Module.__call__
+        own = self.kind.__call__ is not nn.Module.__call__
         return self.read(standin, "__call__" if own else "forward")(*args, **kwargs)
 
 
@@ -354,6 +358,7 @@ class Standin(metaclass=_Kind):
         raise inside.scene.refuse(Unfused.WRITES, f"{inside.kind.__name__}.{name}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module, called."""
         return _inside(self).call(self, args, kwargs)
 
     def __iter__(self) -> Iterator[Any]:
@@ -364,7 +369,7 @@ class Standin(metaclass=_Kind):
         return int(_inside(self).read(self, "__len__")())
 
     def __bool__(self) -> bool:
-        return len(self) > 0 if hasattr(_inside(self).kind, "__len__") else True
+        return len(self) > 0 if "__len__" in dir(_inside(self).kind) else True
 
     def __getitem__(self, key: Any) -> Any:
         return _inside(self).read(self, "__getitem__")(key)

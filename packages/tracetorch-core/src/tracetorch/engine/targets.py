@@ -116,4 +116,3 @@ def serving(device: str) -> Target:
 
 def _first(device: str) -> Target | None:
     return next((row for row in TARGETS.values() if device in row.devices), None)
-

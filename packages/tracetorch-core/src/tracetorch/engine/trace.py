@@ -100,7 +100,7 @@ class Traced:
 
 
 def scene_of(subject: Subject) -> Scene:
-    """A stand-in for what computes a timestep, with those of its weights that it did not declare."""
+    """A stand-in for what computes a timestep, with the weights that it did not declare."""
     return Scene(subject.module, weights_of(subject.module, subject.declaration.parameters))
 
 
@@ -126,9 +126,7 @@ def trace(subject: Subject, scene: Scene, dtype: torch.dtype, ndim: int) -> Trac
         traced, other = (_sampled(subject, scene, weights, one) for one in recorders[:2])
         plain = _sampled(subject, scene, weights, recorders[2], plain=True)
     if traced != other:
-        raise Refused(
-            Unfused.OTHERWISE, "for another number of samples, or each time it is called"
-        )
+        raise Refused(Unfused.OTHERWISE, "for another number of samples, or each time it is called")
     if traced.forward != plain.forward:
         raise Refused(Unfused.OTHERWISE, "without gradients, or by its parameters' shapes")
     return traced
@@ -173,9 +171,7 @@ def _sampled(
         parameters = declared.parameter_fields(*(inputs[name] for name in own))
         new, y = _blindly(lambda: scene.root.step(fields, inputs["x"], parameters))
         if new.keys() != declared.states.keys():
-            raise Refused(
-                Unfused.RESULT, f"it returns the states {sorted(new)}, not {sorted(declared.states)}"
-            )
+            raise Refused(Unfused.NAMES, sorted(new), sorted(declared.states))
         ends = (*(new[name] for name in declared.states), y)
         outputs = dict(zip(_outputs(states), ends, strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}

@@ -45,8 +45,8 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
         TypeError: ``model`` is no ``tt.Model``.
         ValueError: ``x`` is no sequence of at least 2 timesteps.
         AssertionError: they differ; the message names the first layer that does, in the order of
-            the forward pass, or else the output, final state or gradient. A difference of little more than
-            the tolerance is rounding: ``model.double()`` shows it.
+            the forward pass, or else the output, final state or gradient. A difference of little
+            more than the tolerance is rounding: ``model.double()`` shows it.
 
     Example:
         >>> import torch, tracetorch as tt

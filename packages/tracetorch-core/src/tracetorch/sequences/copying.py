@@ -1,4 +1,4 @@
-"""Copies of everything that can be reached from something, each made once and known by its original.
+"""Copies of all that can be reached from something, each made once and known by its original.
 
 What a function, class or module is, is shared; tensors share their memory until one is written to;
 bound methods, weak references and caches lead to the copies. What cannot be copied is named.
@@ -7,6 +7,7 @@ bound methods, weak references and caches lead to the copies. What cannot be cop
 from __future__ import annotations
 
 import contextlib
+import copy
 import copyreg
 import enum
 import functools
@@ -29,7 +30,7 @@ ATOMIC = (
     re.Pattern, enum.Enum, torch.dtype, torch.device, torch.layout, np.dtype, np.generic,
 )  # fmt: skip
 CACHED: Any = type(functools.cache(len))
-REFERENCES = (weakref.ref, *weakref.ProxyTypes)
+REFERENCES: tuple[Any, ...] = (weakref.ref, *weakref.ProxyTypes)
 _STORES = ("_parameters", "_buffers", "_modules")
 _PRIMITIVE = (str, bytes, int, float, complex, bool)
 # more objects than a model, and what its code names, should be
@@ -126,7 +127,7 @@ class Copier:
         if isinstance(value, nn.Module):
             return self._module(value, name)
         if hasattr(type(value), "__deepcopy__"):
-            return value.__deepcopy__(self._memo)
+            return copy.deepcopy(value, self._memo)
         return self._rebuilt(value, name)
 
     def _fixed(self, value: Any, name: str) -> Any:
@@ -135,11 +136,11 @@ class Copier:
             return value
         return tuple.__new__(kind, items) if isinstance(value, tuple) else kind(items)
 
-    def _module(self, module: nn.Module, name: str) -> nn.Module:
+    def _module(self, module: Any, name: str) -> Any:
         if isinstance(module, torch.jit.ScriptModule):
-            found = module.__deepcopy__(self._memo)  # type: ignore[no-untyped-call]
+            found = copy.deepcopy(module, self._memo)
         elif type(module).__module__.startswith("torch._dynamo"):  # compiled; this one need not be
-            return self.copied(module._modules["_orig_mod"], name)  # type: ignore[no-any-return]
+            return self.copied(module._modules["_orig_mod"], name)
         else:
             found = self._rebuilt(module, name)
         self.modules.append(found)
@@ -177,9 +178,9 @@ class Copier:
         return found
 
     def _tensor(self, tensor: Tensor, name: str) -> Tensor:
+        found: Tensor
         if type(tensor) not in mode.PLAIN:
-            found: Tensor = tensor.__deepcopy__(self._memo)
-            return found
+            return copy.deepcopy(tensor, self._memo)
         data = _sharing(tensor.detach())
         if isinstance(tensor, nn.Parameter):
             found = nn.Parameter(data, requires_grad=tensor.requires_grad)
@@ -233,12 +234,8 @@ def attributes_of(value: Any) -> dict[str, Any]:
 
 def plainly_made(kind: type) -> bool:
     """Whether what objects of a class hold by name is all their state."""
-    own: Any = getattr(object, "__getstate__", None)
-    return (
-        kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
-        and getattr(kind, "__getstate__", None) is own
-    )
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__")
+    return all(getattr(kind, way, None) is getattr(object, way, None) for way in ways)
 
 
 def _extended(value: Any) -> bool:
@@ -263,7 +260,5 @@ def size_of(value: Tensor | np.ndarray[Any, Any]) -> int:
 def _sharing(tensor: Tensor) -> Tensor:
     """A copy that shares its memory until one of the two is written to, where torch can do that."""
     with contextlib.suppress(Exception):
-        return torch._lazy_clone(tensor)  # type: ignore[no-any-return]
+        return torch._lazy_clone(tensor)
     return tensor.clone()
-
-

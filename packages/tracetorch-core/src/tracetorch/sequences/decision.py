@@ -91,7 +91,8 @@ def decided(model: Any, x: Tensor) -> Reason | None:
     known = decisions.verdicts.get(kind)
     if torch.compiler.is_compiling() and torch.compiler.is_dynamo_compiling():
         if known is None:
-            return _as_reason(decided_unseen(decisions.number, tuple(x.shape), x.dtype))
+            steps = decided_unseen(decisions.number, tuple(x.shape), x.dtype)
+            return Reason(Unfolded.BEFORE) if steps else None
         return known.why
     if known is not None and (known.final or restored()):
         return known.why
@@ -118,8 +119,8 @@ def conclude(model: Any, kind: Kind, why: Reason | None) -> Reason | None:
     return why
 
 
-def decided_unseen(number: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    """The same within ``torch.compile``, of numbers drawn at random; asked in constants."""
+def decided_unseen(number: str, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether it steps, within ``torch.compile``: on random numbers, asked in constants."""
     model: Any = numbered(number)
     generator = torch.Generator().manual_seed(0)
     sizes = (min(shape[0], 3), *shape[1:])
@@ -128,15 +129,10 @@ def decided_unseen(number: str, shape: tuple[int, ...], dtype: torch.dtype) -> s
     else:
         x = torch.randint(0, 2, sizes, generator=generator).to(dtype)
     device = next(iter(model.parameters()), x).device
-    why = decided(model, x.to(device).requires_grad_(dtype.is_floating_point))
-    return "" if why is None else str(why)
+    return decided(model, x.to(device).requires_grad_(dtype.is_floating_point)) is not None
 
 
 decided_unseen._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _as_reason(words: str) -> Reason | None:
-    return Reason(Unfolded.RAISES, ("", words)) if words else None
 
 
 def numbered_decisions(model: nn.Module) -> Decisions:

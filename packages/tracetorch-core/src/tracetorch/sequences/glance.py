@@ -46,7 +46,8 @@ class Glance:
             (f"{kind}.{name}", value)
             for kind, held in self._held
             for name, value in held.items()
-            if issubclass(type(value), _CONTAINERS) and not name.startswith(("_forward", "_backward"))
+            if issubclass(type(value), _CONTAINERS)
+            and not name.startswith(("_forward", "_backward"))
         ]
         self._views = [
             *[held.values() for _, held in self._held],
@@ -58,7 +59,10 @@ class Glance:
         self._tensors = [
             (f"{type(module).__name__}.{name}", tensor)
             for module in self._modules
-            for held in (module._parameters, {} if isinstance(module, _NormBase) else module._buffers)
+            for held in (
+                module._parameters,
+                {} if isinstance(module, _NormBase) else module._buffers,
+            )
             for name, tensor in held.items()
             if tensor is not None and not tensor.is_inference()
         ]

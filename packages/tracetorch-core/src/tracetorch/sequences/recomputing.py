@@ -39,9 +39,10 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
     """The ``context_fn`` with which ``torch.utils.checkpoint`` may recompute ``module``.
 
     Checkpointing runs a forward pass twice; without this, the second run would start from the
-    states the first one left. A layer that is recomputed without it raises ``RuntimeError``. Torch's
-    normalizations take the statistics of the batch again, and leave their running ones alone. What
-    else a forward pass may keep (attributes, buffers) is not put back: hold it in a state.
+    states the first one left. A layer that is recomputed without it raises ``RuntimeError``.
+    Torch's normalizations take the statistics of the batch again, and leave their running ones
+    alone. What else a forward pass may keep (attributes, buffers) is not put back: hold it in a
+    state.
 
     Args:
         module: a model, a layer, or any module that contains layers.

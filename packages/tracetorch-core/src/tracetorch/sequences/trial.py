@@ -8,6 +8,7 @@ these are differentiated: no decision of a neuron hides or exaggerates a differe
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -169,11 +170,11 @@ class _Watching(Passage):
     def __init__(self) -> None:
         self._blind = Blind()
 
-    def look_out(self, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` returns; Unfoldable where it looks at values."""
+    def look_out(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """What the model returns; Unfoldable where it looks at values."""
         try:
             with self._blind, BlindBelow(self._blind):
-                return compute()
+                return model(x)
         except Looked as looked:
             raise Unfoldable(Unfolded.LOOKS, looked) from None
 
@@ -207,7 +208,7 @@ class _Loop(_Watching):
         """Go through the sample."""
         for timestep in self.x:
             try:
-                outputs = self.look_out(lambda at=timestep: model(at))
+                outputs = self.look_out(model, timestep)
             except Exception as error:  # whatever it is, the loop itself will show it
                 raise Unfoldable(Unfolded.RAISES, type(error).__name__, error) from None
             leaves, self.nesting = tree_flatten(outputs)
@@ -230,7 +231,7 @@ class _Loop(_Watching):
         layer.tt.passage = None
         try:
             with timesteps(under_way=False), self._blind.closed(), torch.no_grad():
-                y = layer(x)
+                y: Tensor = layer(x)
         finally:
             layer.tt.passage = self
         y = y.detach().requires_grad_(torch.is_grad_enabled())
@@ -252,7 +253,7 @@ class _Once(_Watching):
     def run(self, model: Callable[[Tensor], Any]) -> None:
         """Go through the sample."""
         try:
-            outputs = self.look_out(lambda: model(self._x.flatten(0, 1)))
+            outputs = self.look_out(model, self._x.flatten(0, 1))
         except Exception as error:
             raise Unfoldable(Unfolded.FAILS, type(error).__name__, error) from None
         self._ends, nesting = tree_flatten(outputs)
@@ -316,21 +317,21 @@ class _Once(_Watching):
         found = [leaf for leaf in (self._x, *self._put.values()) if leaf.requires_grad]
         if not one or not leaves:
             return
-        expected = iter(_gradients(one, leaves, seeds))
-        flat = [seed.flatten(0, 1) for seed in seeds]
-        got = iter(_gradients(other, found, flat))
+        loops = iter(_gradients(one, leaves, seeds))
+        wholes = iter(_gradients(other, found, [seed.flatten(0, 1) for seed in seeds]))
         for group, leaf in zip(begun, (self._x, *self._put.values()), strict=True):
             if not leaf.requires_grad:
                 continue
-            own = [next(expected) for _ in group]
+            own = [next(loops) for _ in group]
             whole = own[0] if len(group) == 1 and group[0] is loop.x else torch.stack(own)
-            if not _close(next(got).reshape(whole.shape), whole):
+            if not _close(next(wholes).reshape(whole.shape), whole):
                 raise Unfoldable(Unfolded.DIFFERS, "the gradient of what its layers put out")
 
 
 def _gradients(ends: list[Tensor], leaves: list[Tensor], seeds: list[Tensor]) -> Sequence[Tensor]:
     # cotangents given to torch.autograd.grad would bring in a symbolic algebra system, for seconds
-    loss = sum((end * seed).sum() for end, seed in zip(ends, seeds, strict=True))
+    parts = [(end * seed).sum() for end, seed in zip(ends, seeds, strict=True)]
+    loss = functools.reduce(torch.add, parts)
     found = torch.autograd.grad([loss], leaves, allow_unused=True)
     return [
         torch.zeros_like(leaf) if gradient is None else gradient

@@ -178,6 +178,9 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
         return False
     if one.is_meta or one.layout is not torch.strided or one.is_quantized:
         return True
-    if torch._C._data_address(one) == torch._C._data_address(other):  # nobody has written
+    address: Any = torch._C._data_address  # type: ignore[attr-defined]
+    if address(one) == address(other):  # nobody has written
         return True
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+    return torch.equal(one, other) or bool(
+        ((one == other) | ((one != one) & (other != other))).all()
+    )

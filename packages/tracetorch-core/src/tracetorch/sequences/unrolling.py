@@ -198,9 +198,9 @@ class _Run:
         for _ in range(2):  # for good
             conclude(model, kind_of(model, self._steps), why)
         return FoldError(
-            f"forward of {type(model).__name__} changed {', '.join(names)} for the first time, over "
-            f"a whole sequence at once; hold it in a state of a tt.Layer, or unroll with fold=False. "
-            f"From now on the model is stepped"
+            f"forward of {type(model).__name__} changed {', '.join(names)} for the first time, "
+            f"over a whole sequence at once; hold it in a state of a tt.Layer, or unroll with "
+            f"fold=False. From now on the model is stepped"
         )
 
     def _cut(self, active: Tensor | None) -> None:

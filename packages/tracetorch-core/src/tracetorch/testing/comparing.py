@@ -20,6 +20,7 @@ class Unrolled(torch.nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the sequence."""
         return self.layer.unroll(x)
 
 
@@ -32,11 +33,13 @@ def seeded() -> Iterator[None]:
 
 
 def stepped(layer: Layer, x: Tensor) -> Tensor:
+    """The loop over a sequence."""
     with seeded():
         return torch.stack([layer(timestep) for timestep in x])
 
 
 def batched(layer: Layer, x: Tensor) -> bool:
+    """Whether dimension 0 of its timesteps is one of samples."""
     return layer.dim % (x.ndim - 1) != 0
 
 
@@ -69,11 +72,13 @@ def everything(
 
 
 def weights(value: Tensor) -> Tensor:
+    """Random numbers in its shape."""
     # randn_like would follow the layout in memory, which may differ between two equal answers
     return torch.randn(value.shape, dtype=value.dtype, device=value.device)
 
 
 def refusal(what: str, call: Callable[[], object], layer: Layer, before: dict[str, Tensor]) -> str:
+    """The words with which a call is refused; AssertionError where it is not, or changes states."""
     try:
         call()
     except StateError as error:
@@ -85,15 +90,18 @@ def refusal(what: str, call: Callable[[], object], layer: Layer, before: dict[st
 
 
 def demand(holds: bool, message: str) -> None:
+    """AssertionError unless it holds."""
     if not holds:
         raise AssertionError(message)
 
 
 def same(what: str, got: Tensor, expected: Tensor) -> None:
+    """AssertionError unless both are equal, bit for bit but for NaN."""
     close(what, got, expected, tolerance=0.0)
 
 
 def close(what: str, got: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    """AssertionError unless both are equal up to rounding."""
     torch.testing.assert_close(
         got,
         expected,

@@ -111,7 +111,9 @@ def step_equals_unroll(make: Make, x: Tensor) -> None:
     for warm in (0, len(x) // 2):
         expected = comparing.everything(make(), x, warm, stepped)
         got = comparing.everything(make(), x, warm, unrolled)
-        comparing.demand(got.keys() == expected.keys(), f"{sorted(got)} instead of {sorted(expected)}")
+        comparing.demand(
+            got.keys() == expected.keys(), f"{sorted(got)} instead of {sorted(expected)}"
+        )
         for name, value in expected.items():
             comparing.close(f"{name} of unroll", got[name], value)
 
@@ -192,7 +194,9 @@ def states_follow_the_module(make: Make, x: Tensor) -> None:
     keys = set(layer.state_dict())
     comparing.stepped(layer, x[:half].float())
     before = layer.get_states()
-    comparing.demand(set(layer.state_dict()) == keys, f"states are in the state_dict: {set(before)}")
+    comparing.demand(
+        set(layer.state_dict()) == keys, f"states are in the state_dict: {set(before)}"
+    )
     layer.double()
     for name, state in layer.get_states().items():
         expected = before[name].double() if state.is_floating_point() else before[name]
@@ -254,11 +258,16 @@ def precision_is_kept(make: Make, x: Tensor) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         rounded = x.to(dtype)
         layer, reference = make().float(), make().float()
-        y, expected = comparing.stepped(layer, rounded), comparing.stepped(reference, rounded.float())
+        y, expected = (
+            comparing.stepped(layer, rounded),
+            comparing.stepped(reference, rounded.float()),
+        )
         comparing.demand(y.dtype == dtype, f"an input of {dtype} gave an output of {y.dtype}")
         for name, state in reference.get_states().items():
             comparing.close(f"the state {name} from {dtype}", layer.get_states()[name], state, 1e-5)
-        comparing.close(f"the output from {dtype}", y, expected.to(dtype), 2 * torch.finfo(dtype).eps)
+        comparing.close(
+            f"the output from {dtype}", y, expected.to(dtype), 2 * torch.finfo(dtype).eps
+        )
 
 
 @_property
@@ -276,7 +285,11 @@ def masks_restart_samples(make: Make, x: Tensor) -> None:
     longer = torch.cat([mask, mask])
     comparing.refusal("a mask of another length", lambda: layer.zero_states(longer), layer, before)
     layer.zero_states(mask)
-    got, whole, fresh = comparing.stepped(layer, x[half:]), comparing.stepped(make(), x)[half:], comparing.stepped(make(), x[half:])
+    got, whole, fresh = (
+        comparing.stepped(layer, x[half:]),
+        comparing.stepped(make(), x)[half:],
+        comparing.stepped(make(), x[half:]),
+    )
     comparing.close("the output of restarted samples", got[:, mask], fresh[:, mask])
     comparing.close("the output of the other samples", got[:, ~mask], whole[:, ~mask])
 

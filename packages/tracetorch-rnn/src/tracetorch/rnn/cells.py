@@ -99,7 +99,9 @@ class Cell(Layer):
         new = self.torch_cell(x, _packed(states), *weights)
         return new if isinstance(new, tuple) else (new,)
 
-    def sequence(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor] | None:
+    def sequence(
+        self, states: Any, x: Tensor, p: Any
+    ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """All timesteps through torch's kernel; None where there is none for it."""
         kernel = self.torch_sequence
         # torch.compile takes the kernels apart into timesteps, and cannot train the LSTM's

@@ -137,7 +137,9 @@ class SelectiveSSM(Layer):
     def _read_out(self, y: Tensor, x: Tensor, p: Any) -> Tensor:
         return _through(self.out_proj, y + p.D * x)
 
-    def sequence(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor] | None:
+    def sequence(
+        self, states: Any, x: Tensor, p: Any
+    ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """Project all timesteps, scan them in one kernel, project back."""
         dt, B, C = self.project(x)
         found = SELECTIVE_SCAN.sequence(states.h, dt, x, B, C, p.A, owner=self)
