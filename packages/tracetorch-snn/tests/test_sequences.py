@@ -10,6 +10,7 @@ import torch
 import tracetorch as tt
 from torch import Tensor
 from tracetorch import snn
+from tracetorch.effective import promoted
 
 pytestmark = pytest.mark.skipif(
     tt.backends.status()["cpp"] != "ready", reason="there is no C++ compiler"
@@ -25,7 +26,7 @@ def results(layer: snn.Layer, x: Tensor, backend: str, incoming: bool = True) ->
     layer.zero_grad()
     draw = torch.Generator().manual_seed(3)
     x = x.detach().clone().requires_grad_()
-    dtype = layer._state_dtype(x)
+    dtype = promoted(layer, x.dtype)
     start: dict[str, Tensor] = {}
     if incoming:
         for name in layer.state_names():

@@ -5,9 +5,7 @@ Knows neither layers nor models, only that a thread is in the middle of a model'
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -46,17 +44,20 @@ def under_way() -> bool:
     return getattr(_thread, "under_way", False)
 
 
-@contextlib.contextmanager
-def timesteps(under_way: bool) -> Iterator[None]:
+class Timesteps:
     """Within it, several timesteps are under way at once, or not any more."""
-    if torch.compiler.is_compiling():
-        yield
-        return
-    before, _thread.under_way = getattr(_thread, "under_way", False), under_way
-    try:
-        yield
-    finally:
-        _thread.under_way = before
+
+    def __init__(self, under_way: bool) -> None:
+        self._now, self._before = under_way, False
+
+    def __enter__(self) -> None:
+        if not torch.compiler.is_compiling():
+            self._before = under_way()
+            _thread.under_way = self._now
+
+    def __exit__(self, *_: object) -> None:
+        if not torch.compiler.is_compiling():
+            _thread.under_way = self._before
 
 
 def refuse_strangers(layer: Any) -> None:

@@ -6,12 +6,19 @@ autograd keeps of it is a tensor of its shape that holds a single value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+
+def mapped(change: Callable[..., Any], first: Any, *others: Any) -> Any:
+    """Outputs in their nesting, each changed; of several, those in the same place together."""
+    if all(isinstance(output, Tensor) for output in (first, *others)):
+        return change(first, *others)  # torch's way through a tree of one takes longer
+    return tree_map(change, first, *others)
 
 
 class Assembly:

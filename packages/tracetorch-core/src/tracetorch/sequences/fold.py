@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tracetorch.layer import Layer
-from tracetorch.passage import Passage, timesteps
+from tracetorch.passage import Passage, Timesteps
 from tracetorch.reasons import Unfoldable, Unfolded
+from tracetorch.sequences.assembling import mapped
 from tracetorch.states import alike
 
 
@@ -44,6 +44,12 @@ class Fold(Passage):
             raise Unfoldable(Unfolded.BATCH, got, f"{self._steps}·{self._batch}")
         return x.reshape(self._steps, self._batch, *x.shape[1:])
 
+    def output(self, leaf: Any) -> Tensor:
+        """An output of ``forward``, the same."""
+        if not isinstance(leaf, Tensor):
+            raise Unfoldable(Unfolded.OUTPUTS)
+        return self.apart(leaf)
+
     def refuse(self, layer: Any, why: Unfolded) -> NoReturn:
         """Unfoldable; RuntimeError in another thread, which has nothing to do with that."""
         if self._thread is not None and self._thread != threading.get_ident():
@@ -56,7 +62,7 @@ class Fold(Passage):
             raise RuntimeError(in_use(layer))
         steps = self.apart(x)
         layer.tt.passage = self._below[layer]
-        with timesteps(under_way=False):
+        with Timesteps(under_way=False):
             y: Tensor = layer.unroll(steps)
         layer.tt.passage = self._used
         return y.flatten(0, 1)
@@ -113,11 +119,9 @@ def folded(forward: Callable[[Tensor], Any], layers: Sequence[Layer], x: Tensor)
     for layer in layers:
         layer.tt.passage = fold
     try:
-        with timesteps(under_way=True):
+        with Timesteps(under_way=True):
             outputs = forward(x.flatten(0, 1))
-        if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs)):
-            raise Unfoldable(Unfolded.OUTPUTS)
-        return _owned(tree_map(fold.apart, outputs), x)
+        return _owned(mapped(fold.output, outputs), x)
     finally:
         for layer in layers:
             layer.tt.passage = below[layer]
@@ -137,4 +141,4 @@ def _owned(outputs: Any, x: Tensor) -> Any:
         taken.append(output.clone() if any(alike(output, t) for t in taken) else output)
         return taken[-1]
 
-    return outputs if torch.compiler.is_compiling() else tree_map(own, outputs)
+    return outputs if torch.compiler.is_compiling() else mapped(own, outputs)

@@ -21,6 +21,8 @@ from tracetorch.modules import HOOKS, hooked_everywhere
 from tracetorch.walk import named_layers
 
 _CONTAINERS = (dict, list, set, deque)
+# attributes that torch looks after; what of them matters here is looked at by itself
+_TORCHS = frozenset(vars(nn.Module()))
 
 
 class Glance:
@@ -46,8 +48,7 @@ class Glance:
             (f"{kind}.{name}", value)
             for kind, held in self._held
             for name, value in held.items()
-            if issubclass(type(value), _CONTAINERS)
-            and not name.startswith(("_forward", "_backward"))
+            if issubclass(type(value), _CONTAINERS) and name not in _TORCHS
         ]
         self._views = [
             *[held.values() for _, held in self._held],
@@ -88,15 +89,17 @@ class Glance:
 
     def changes(self, writes: list[int]) -> list[str]:
         """Names of what has changed since, and of what was written into since ``writes``."""
+        held, now = self.holds(), self.writes()
+        if held and now == writes:
+            return []
         found = set()
-        if not self.holds():
+        if not held:
             values = iter(self._values)
             names = [(kind, held) for kind, held in self._held] + self._inside
             for (owner, held), view, size in zip(names, self._views, self._sizes, strict=True):
                 before = [*itertools.islice(values, size)]
                 if len(view) != size or not all(map(operator.is_, view, before)):
                     found.add(_named(owner, held, before))
-        now = self.writes()
         pairs = zip(self._tensors, writes, now, strict=True)
         return sorted(found | {name for (name, _), one, other in pairs if one != other})
 

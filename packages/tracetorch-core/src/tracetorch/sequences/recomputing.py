@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from tracetorch import choice
 from tracetorch.layer import Layer
 from tracetorch.layer_states import States
-from tracetorch.passage import Passage, timesteps, under_way
+from tracetorch.passage import Passage, Timesteps, under_way
 from tracetorch.recomputation import restoring
 from tracetorch.walk import named_layers
 
@@ -84,7 +84,7 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
             try:
                 with ExitStack() as stack:
                     stack.enter_context(restoring(before))
-                    stack.enter_context(timesteps(then.folded))
+                    stack.enter_context(Timesteps(then.folded))
                     stack.enter_context(choice.choosing(then.backend))
                     stack.enter_context(_statistics_kept(module))
                     yield

@@ -23,7 +23,7 @@ from tracetorch.choice import EAGER, choosing
 from tracetorch.layer import Layer
 from tracetorch.looks import Blind, BlindBelow, Looked
 from tracetorch.modules import hooked
-from tracetorch.passage import Passage, timesteps
+from tracetorch.passage import Passage, Timesteps
 from tracetorch.reasons import Unfoldable, Unfolded, Unfused
 from tracetorch.sequences.fold import refuse_flat
 from tracetorch.sequences.twin import Twin
@@ -155,7 +155,7 @@ def _through(layers: Sequence[Layer], passage: Passage) -> Iterator[None]:
     for layer in layers:
         layer.tt.passage = passage
     try:
-        with timesteps(under_way=True):
+        with Timesteps(under_way=True):
             yield
     finally:
         for layer in layers:
@@ -230,7 +230,7 @@ class _Loop(_Watching):
         given.append(x)
         layer.tt.passage = None
         try:
-            with timesteps(under_way=False), self._blind.closed(), torch.no_grad():
+            with Timesteps(under_way=False), self._blind.closed(), torch.no_grad():
                 y: Tensor = layer(x)
         finally:
             layer.tt.passage = self

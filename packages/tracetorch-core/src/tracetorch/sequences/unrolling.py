@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from tracetorch import mode
@@ -22,7 +22,7 @@ from tracetorch.modules import hooked
 from tracetorch.parameters import checked_integer
 from tracetorch.reasons import Reason, Unfoldable, Unfolded
 from tracetorch.recomputation import restored
-from tracetorch.sequences.assembling import assembled
+from tracetorch.sequences.assembling import assembled, mapped
 from tracetorch.sequences.decision import conclude, decided, kind_of, seen
 from tracetorch.sequences.fold import folded
 from tracetorch.sequences.glance import Glance
@@ -66,10 +66,10 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
         if len(bounds) == 2:
             outputs = next(chunks)
         elif run.plain:
-            outputs = tree_map(lambda *parts: torch.cat(parts), *chunks)
+            outputs = mapped(lambda *parts: torch.cat(parts), *chunks)
         else:
             outputs = assembled(chunks, len(steps))
-        return tree_map(lambda output: _timed(output, options.time_dim), outputs)
+        return mapped(lambda output: _timed(output, options.time_dim), outputs)
     except BaseException:
         restore(model, before)
         raise
@@ -164,7 +164,7 @@ class _Run:
             )
         y = self._timesteps(steps)
         hold(self._model, active, before)
-        return tree_map(lambda t: _silenced(t, active), y)
+        return mapped(lambda t: _silenced(t, active), y)
 
     def _timesteps(self, steps: Tensor) -> Any:
         """The chunk at once where that was decided, else timestep by timestep."""
@@ -228,7 +228,7 @@ def looped(model: Any, steps: Tensor) -> Any:
                     f"lists or dicts of them, got {leaf!r}"
                 )
         outputs.append(y)
-    return tree_map(lambda *ys: torch.stack(ys), *outputs)
+    return mapped(lambda *ys: torch.stack(ys), *outputs)
 
 
 def hold(model: nn.Module, active: Tensor, before: dict[Layer, States]) -> None:
