@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -88,10 +89,26 @@ def test_the_calls_of_a_model_are_there() -> None:
 
 def test_the_modules_of_core_are_those_of_the_design() -> None:
     rows = table(read("docs/design.md"), "| core module | is | knows nothing of |")
-    said = [row[0].strip("`") for row in rows]
+    said = [name.strip("`") for row in rows for name in row[0].split(", ")]
     modules = {path.stem for path in CORE.glob("*.py")} - {"__init__"}
     assert len(said) == len(set(said))
     assert set(said) == modules | {path.parent.name for path in CORE.glob("*/__init__.py")}
+
+
+def test_a_module_imports_only_what_stands_above_it_in_the_design() -> None:
+    rows = table(read("docs/design.md"), "| core module | is | knows nothing of |")
+    place = {name.strip("`"): at for at, row in enumerate(rows) for name in row[0].split(", ")}
+    for path in CORE.rglob("*.py"):
+        own = path.relative_to(CORE).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            root, *inner = node.module.split(".")
+            names = inner[:1] or [alias.name for alias in node.names]
+            for name in names if root == "tracetorch" else ():
+                assert name == own or place[name] < place[own], f"{path.name} imports {name}"
 
 
 # ------------------------------------------------------------------ commands and links

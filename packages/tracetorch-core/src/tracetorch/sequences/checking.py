@@ -8,22 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from tracetorch import generators
 from tracetorch.layer import Layer
-from tracetorch.model import Model
 from tracetorch.passage import Passage
 from tracetorch.sequences.decision import decided
 from tracetorch.sequences.twin import Twin
 from tracetorch.sequences.unrolling import looped
+from tracetorch.walk import Boundary, named_layers
 
 Outputs = dict[str, list[Tensor]]
 Found = Mapping[str, Tensor]
 
 
-def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> str | None:
+def check_unroll(model: Boundary, x: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> str | None:
     """Compare a model's unrolled sequence with calling it timestep by timestep.
 
     ``unroll`` decides over a few timesteps; here is the whole sequence, outputs, final states and
@@ -74,7 +74,7 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
         unrolled, other = _observed(model, x, training, lambda twin, x: twin.unroll(x, fold=True))
         compare = functools.partial(_compare, rtol=rtol, atol=atol)
         for name, outputs in stepped.items():
-            layer = dict(model.named_layers())[name]
+            layer = dict(named_layers(model))[name]
             got, expected = _matched(unrolled.get(name, []), outputs)
             compare(f"the output of layer {name!r}, {layer!r}", got, expected)
         for what, value in one.items():
@@ -83,7 +83,7 @@ def check_unroll(model: Model, x: Tensor, *, rtol: float = 1e-5, atol: float = 1
 
 
 def _check_arguments(model: object, x: object) -> None:
-    if not isinstance(model, Model):
+    if not isinstance(model, Boundary):
         kind = type(model).__name__
         remedy = "tt.testing.check_layer checks a layer" if isinstance(model, Layer) else ""
         raise TypeError(
@@ -108,7 +108,7 @@ def _flat(outputs: list[Tensor]) -> Tensor:
 
 
 def _observed(
-    model: Model, x: Tensor, training: bool, run: Callable[[Any, Tensor], Any]
+    model: nn.Module, x: Tensor, training: bool, run: Callable[[Any, Tensor], Any]
 ) -> tuple[Outputs, Found]:
     """What each layer put out, outputs, final states and gradients, of a copy of the model."""
     twin = Twin(model)
@@ -131,7 +131,7 @@ def _observed(
     return detached, {what: value.detach() for what, value in found.items()}
 
 
-def _gradients(model: Model, x: Tensor, ends: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _gradients(model: nn.Module, x: Tensor, ends: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Of a weighted sum of all that came out, for the input and all parameters."""
     generator = torch.Generator().manual_seed(0)
     reached = [end for end in ends if end.requires_grad]
@@ -146,8 +146,8 @@ def _gradients(model: Model, x: Tensor, ends: list[Tensor]) -> Iterator[tuple[st
 
 
 @contextmanager
-def _recorded(model: Model, outputs: Outputs) -> Iterator[None]:
-    layers = list(model.named_layers())
+def _recorded(model: nn.Module, outputs: Outputs) -> Iterator[None]:
+    layers = list(named_layers(model))
     for name, layer in layers:
         layer.tt.passage = _Recording(outputs, name)
     try:
