@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_layer_stepping(tmp_path: Path) -> None:
 def test_without_a_compiler_the_layer_steps_and_says_so_once(cache: Path, tmp_path: Path) -> None:
     said = run(cache, PATH=str(tmp_path), CXX="")
     assert "BACKEND False" in said
-    assert said.count("LOG Trace runs step by step: no C++ compiler") == 1
+    assert said.count("LOG Trace runs step by step: no kernel can be made here: no C++") == 1
     assert "STATUS no C++ compiler: none of g++, clang++, c++ is on PATH" in said
 
 

@@ -425,6 +425,10 @@ def _by_default(x: Any, by: list[float] = [2.0]) -> float:  # noqa: B006
     return by[0]
 
 
+def _defaulting(self: Any, x: Any, p: Any) -> float:
+    return _by_default(x)
+
+
 def _closing() -> Step:
     gains = [2.0]
     return leaky(lambda self, x, p: gains[0])
@@ -446,7 +450,7 @@ HELD: dict[str, tuple[Callable[[], Step], dict[str, Any], str]] = {
     "in a tuple": (lambda: leaky(lambda s, x, p: s.held[0][0]), {"held": ([2.0],)}, "a list"),
     "closure": (_closing, {}, "gains, a list"),
     "global": (lambda: leaky(lambda s, x, p: GAINS[0]), {}, "GAINS, a list"),
-    "default": (leaky(lambda s, x, p: _by_default(x)), {}, "a default of _by_default, a list"),
+    "default": (lambda: leaky(_defaulting), {}, "a default of _by_default, a list"),
 }  # fmt: skip
 
 

@@ -331,6 +331,8 @@ class _Kind(type):
     """The class of stand-ins, which a step that asks for ``type(self)`` gets to see."""
 
     def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):  # asked by Python's own tools
+            raise AttributeError(name)
         raise Refused(Unfused.UNSEEN, f"type(self).{name}", f"; read it as self.{name}")
 
     def __setattr__(cls, name: str, value: Any) -> None:

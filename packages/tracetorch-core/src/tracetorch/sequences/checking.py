@@ -23,7 +23,9 @@ Outputs = dict[str, list[Tensor]]
 Found = Mapping[str, Tensor]
 
 
-def check_unroll(model: Boundary, x: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5) -> str | None:
+def check_unroll(
+    model: Boundary, x: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5
+) -> str | None:
     """Compare a model's unrolled sequence with calling it timestep by timestep.
 
     ``unroll`` decides over a few timesteps; here is the whole sequence, outputs, final states and

@@ -118,8 +118,9 @@ class Copier:
             shared = owner is None or isinstance(owner, (types.ModuleType, type))
             return value if shared else getattr(self.copied(owner, name), value.__name__)
         if isinstance(value, CACHED):
-            self._found(value.__wrapped__)
-            return functools.lru_cache(**value.cache_parameters())(value.__wrapped__)
+            cached: Any = value
+            self._found(cached.__wrapped__)
+            return functools.lru_cache(**cached.cache_parameters())(cached.__wrapped__)
         if isinstance(value, REFERENCES):
             return self._reference(value, name)
         if isinstance(value, (tuple, frozenset)):
@@ -259,6 +260,7 @@ def size_of(value: Tensor | np.ndarray[Any, Any]) -> int:
 
 def _sharing(tensor: Tensor) -> Tensor:
     """A copy that shares its memory until one of the two is written to, where torch can do that."""
+    lazily: Any = getattr(torch, "_lazy_clone", torch.clone)
     with contextlib.suppress(Exception):
-        return torch._lazy_clone(tensor)
+        return lazily(tensor)  # type: ignore[no-any-return]
     return tensor.clone()

@@ -173,7 +173,7 @@ class _Run:
         before = {layer: layer.tt.states for layer in self._layers}
         glance = None if restored() else self._glance
         writes = [] if glance is None else glance.writes()
-        why: Reason | None = None
+        y, why = None, None
         try:
             y = folded(self._model, self._layers, steps)
         except Unfoldable as unfoldable:
