@@ -148,7 +148,7 @@ class _Direction(Writer):
             "const int64_t steps = sizes[0], lanes = sizes[1];",
             "const int width = (rest + CHUNK - 1) / CHUNK * CHUNK;",
             f"const stored *const xs = (const stored *)pointers[{self.at['x']}] + lane;",
-            f"stored row[{rows}][WIDTH];",
+            f"alignas(64) stored row[{rows}][WIDTH];",
             f"if ({cleared}) memset(row, 0, sizeof row);",
         )
         for index, name in enumerate(self.traced.parameters):
@@ -184,18 +184,48 @@ class _Direction(Writer):
             f"memcpy(row[{index}], {variable}, rest * sizeof(stored));",
         )
 
+    def put(self, label: str, name: str) -> None:
+        """The sequence that is written, ``name`` with an s."""
+        self.say(1, f"stored *const {name}s = (stored *)pointers[{self.at[label]}] + lane;")
+        self.streams(f"{name}s")
+
+    def streams(self, sequence: str) -> None:
+        """Whether sequences are larger than caches; this one has to begin with a line of theirs."""
+        large = f"past_caches({sequence}, steps, lanes)"
+        self.say(1, f"const bool streams = rest >= width && {large};")
+
+    def row_put(self, depth: int, name: str, index: int) -> None:
+        """Where a timestep's row of it is written: itself, or a full-length copy."""
+        there = f"{name}s + t * lanes"
+        self.say(
+            depth,
+            f"stored *__restrict {name}t = rest < width || streams ? row[{index}] : {there};",
+        )
+
     def lanes(
         self,
         depth: int,
         outputs: Mapping[str, Node],
         read: Mapping[str, str],
         write: Mapping[str, str],
+        put: str | None = None,
+        ahead: Sequence[str] = (),
     ) -> None:
-        """One timestep in all lanes: inner loops of constant length."""
+        """One timestep in all lanes: inner loops of constant length.
+
+        ``put``: the sequence that is written; ``ahead``: rows of others that come next.
+        """
         self.keys(depth, outputs)
         self.say(depth, "for (int chunk = 0; chunk < width; chunk += CHUNK) {")
+        for row in ahead:
+            self.say(depth + 1, f"if (streams) ahead<CHUNK>({row} + chunk);")
         self.loop(depth + 1, outputs, read, write, ("chunk", "chunk + CHUNK"))
+        if put:
+            there = f"{put}s + t * lanes"
+            self.say(depth + 1, f"if (streams) stream<CHUNK>({there} + chunk, {put}t + chunk);")
         self.say(depth, "}")
+        if put:
+            self.say(depth, f"if (rest < width) memcpy({there}, {put}t, rest * sizeof(stored));")
 
     def constants(self) -> dict[str, str]:
         return {name: f"{self.array('all', name)}[i]" for name in self.traced.parameters}
@@ -207,7 +237,7 @@ class _Forward(_Direction):
     def text(self) -> str:
         self.begin(2, "rest < width")
         states, kept = self.traced.states, self.kernel.remembered
-        self.say(1, f"stored *const ys = (stored *)pointers[{self.at['y']}] + lane;")
+        self.put("y", "y")
         for name in states:
             here = self.array("now", name)
             self.say(1, f"real {here}[WIDTH];")
@@ -220,7 +250,7 @@ class _Forward(_Direction):
                 self.say(3, f"give({self.array('now', name)}, {place}, rest);")
             self.say(2, "}")
         self.row(2, "xt", "xs", 0)
-        self.say(2, "stored *__restrict yt = rest < width ? row[1] : ys + t * lanes;")
+        self.row_put(2, "y", 1)
         now = {name: f"{self.array('now', name)}[i]" for name in states}
         write = {f"new {name}": f"{place} = {{}};" for name, place in now.items()}
         self.lanes(
@@ -228,9 +258,10 @@ class _Forward(_Direction):
             self.traced.forward,
             {**self.constants(), **now, "x": "load(xt[i])"},
             {**write, "y": "store(&yt[i], {});"},
+            put="y",
+            ahead=["xs + (t + 1) * lanes"],
         )
-        self.say(2, "if (rest < width) memcpy(ys + t * lanes, yt, rest * sizeof(stored));")
-        self.say(1, "}")
+        self.say(1, "}", "if (streams) streamed();")
         for name in states:
             place = f"pointers[{self.at[f'new {name}']}], lane"
             self.say(1, f"give({self.array('now', name)}, {place}, rest);")
@@ -249,7 +280,9 @@ class _Backward(_Direction):
         }
         self.say(1, f"const stored *const gys = (const stored *)pointers[{self.at['grad y']}];")
         if "grad x" in wanted:
-            self.say(1, f"stored *const gxs = (stored *)pointers[{self.at['grad x']}] + lane;")
+            self.put("grad x", "gx")
+        else:
+            self.streams("xs")
         for name, here in self.gradients.items():
             pointer = f"pointers[{self.at[f'grad new {name}']}]"
             self.say(1, f"real {here}[WIDTH];", f"take({here}, width, {pointer}, lane, rest);")
@@ -263,6 +296,8 @@ class _Backward(_Direction):
             self._recompute(kept)
         self._reverse()
         self.say(1, "}")
+        if "grad x" in wanted:
+            self.say(1, "if (streams) streamed();")
         self._finish()
         return "\n".join(self.lines) + "\n"
 
@@ -292,7 +327,7 @@ class _Backward(_Direction):
         self.say(4, "gyt = given;")
         self.say(3, "}")
         if "grad x" in wanted:
-            self.say(3, "stored *__restrict gxt = rest < width ? row[3] : gxs + t * lanes;")
+            self.row_put(3, "gx", 3)
         outputs = {f"grad {name}": self.traced.backward.get(f"grad {name}") for name in states}
         outputs |= {name: self.traced.backward[name] for name in wanted}
         reads = self._reads(self.kernel.remembered) | {"grad y": "load(gyt[i])"}
@@ -301,13 +336,12 @@ class _Backward(_Direction):
         writes |= {f"grad {name}": f"part_{here}[i] += {{}};" for name, here in self.sums.items()}
         writes["grad x"] = "store(&gxt[i], {});"
         computed = {name: node for name, node in outputs.items() if node is not None}
-        self.lanes(3, computed, reads, writes)
+        ahead = ["(gys ? gys + lane : xs) + (t - 1) * lanes", "xs + (t - PERIOD) * lanes"]
+        self.lanes(3, computed, reads, writes, "gx" if "grad x" in wanted else None, ahead)
         for name, node in outputs.items():
             if node is None:
                 here = self.gradients[name.removeprefix("grad ")]
                 self.say(3, f"memset({here}, 0, sizeof {here});")
-        if "grad x" in wanted:
-            self.say(3, "if (rest < width) memcpy(gxs + t * lanes, gxt, rest * sizeof(stored));")
         self.say(2, "}")
         for here in self.sums.values():
             self.say(2, f"for (int i = 0; i < width; ++i) {here}[i] += part_{here}[i];")

@@ -4,6 +4,9 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -200,6 +203,33 @@ template <typename real> INLINE void give(const real *from, void *to, int64_t at
     if (to) memcpy((real *)to + at, from, rest * sizeof(real));
 }
 
+// A sequence that caches of today cannot hold beside another streams: it is written past them, for
+// what is written through them is read first, a third of all that is moved; and what comes next is
+// asked for ahead, for its rows are pages apart. Rows have to begin with a line of the caches.
+template <typename stored>
+INLINE bool past_caches(const stored *sequence, int64_t steps, int64_t lanes) {
+#ifdef __SSE2__
+    const int64_t row = lanes * int64_t(sizeof(stored));
+    return (uintptr_t(sequence) | uintptr_t(row)) % 64 == 0 && steps * row > 12 << 20;
+#else
+    return false;
+#endif
+}
+template <int COUNT, typename stored> INLINE void stream(stored *to, const stored *from) {
+#ifdef __SSE2__
+    for (int i = 0; i < COUNT * int(sizeof(stored)); i += 16)
+        _mm_stream_ps((float *)((char *)to + i), _mm_load_ps((const float *)((const char *)from + i)));
+#endif
+}
+template <int COUNT, typename stored> INLINE void ahead(const stored *row) {
+    for (int i = 0; i < COUNT * int(sizeof(stored)); i += 64) __builtin_prefetch((const char *)row + i);
+}
+INLINE void streamed() {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
 // a parameter's gradient from that of each lane, for one value per neuron (stride 1) or one for all
 template <typename real>
 static void sum_lanes(const void *from, void *to, int64_t lanes, int64_t neurons, int64_t inner,
@@ -267,8 +297,9 @@ static void *take_blocks_in_thread(void *argument) {
     take_blocks(argument);
     return nullptr;
 }
-// Blocks of lanes, as wide as leaves some for every thread, go to whoever is free: the threads torch keeps for its own operations where they
-// can be reached (GNU OpenMP), else threads made here; one that cannot be had is done without.
+// Blocks of lanes, as wide as leaves some for every thread, go to whoever is free: the threads
+// torch keeps for its own operations where they can be reached (GNU OpenMP), else threads made
+// here; one that cannot be had is done without.
 static void run_blocks(Block block, void **pointers, const int64_t *sizes, int64_t lanes,
                        int64_t width, int64_t narrowest, int threads) {
     while (width > narrowest && lanes < width * threads) width /= 2;
