@@ -21,8 +21,9 @@ _LOOKS = frozenset((
 _DEEP = frozenset((
     "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "_unique",
     "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "masked_select",
-    "_assert_async",
+    "_assert_async", "_to_sparse", "to_sparse",
 ))  # fmt: skip
+_TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 class Looked(Exception):
@@ -95,7 +96,8 @@ class BlindBelow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__
-        if name in _DEEP or (name == "index" and _by_values(args[1])):
+        by_values = _by_values(args[1]) if name == "index" else not _TAGS.isdisjoint(func.tags)
+        if name in _DEEP or by_values:
             self._above.refuse(name)
         return func(*args, **(kwargs or {}))
 

@@ -67,20 +67,11 @@ class Unfolded(Enum):
     FAILS = "over all timesteps at once, forward raises {}: {}"
     BEFORE = "that was decided before it was compiled; the log says why"
 
-    @property
-    def pure(self) -> bool:
-        """Whether a timestep is known to be what its input and the layers' states make it."""
-        return self not in _UNSURE
-
-    @property
-    def passing(self) -> bool:
-        """Whether it was the sequence, not the model: the next one may show more."""
-        return self in (Unfolded.ALIKE, Unfolded.RAISES, Unfolded.FLAT)
-
 
 _UNSURE = (
     Unfolded.CHANGES, Unfolded.DIFFERS, Unfolded.UNCOPIED, Unfolded.HELD, Unfolded.INPUT,
 )  # fmt: skip
+_PASSING = (Unfolded.ALIKE, Unfolded.RAISES, Unfolded.FLAT)
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,16 @@ class Reason:
 
     why: Unfused | Unfolded
     names: tuple[str, ...] = ()
+
+    @property
+    def pure(self) -> bool:
+        """Whether a timestep is known to be what its input and the layers' states make it."""
+        return isinstance(self.why, Unfolded) and self.why not in _UNSURE
+
+    @property
+    def passing(self) -> bool:
+        """Whether it was the sequence, not the model: the next one may show more."""
+        return self.why in _PASSING
 
     def __str__(self) -> str:
         return str(self.why.value).format(*self.names)

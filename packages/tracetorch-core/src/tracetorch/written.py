@@ -28,11 +28,13 @@ class Names(NamedTuple):
 
     Attributes:
         read: globals that it reads.
+        imported: modules that it imports.
         mentioned: all names of globals, attributes and methods.
         written: globals and variables of an enclosing function that it assigns to.
     """
 
     read: frozenset[str]
+    imported: frozenset[str]
     mentioned: frozenset[str]
     written: frozenset[str]
 
@@ -44,10 +46,12 @@ def names_of(function: types.FunctionType) -> Names:
 
 @functools.cache
 def _names(code: types.CodeType) -> Names:
-    read, written = set(), set()
+    read, imported, written = set(), set(), set()
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             read.add(step.argval)
+        elif step.opname == "IMPORT_NAME":
+            imported.add(step.argval)
         elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
             step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
         ):
@@ -57,9 +61,10 @@ def _names(code: types.CodeType) -> Names:
         if isinstance(const, types.CodeType):
             inner = _names(const)
             read |= inner.read
+            imported |= inner.imported
             mentioned |= inner.mentioned
             written |= inner.written - {*code.co_cellvars}
-    return Names(frozenset(read), frozenset(mentioned), frozenset(written))
+    return Names(*map(frozenset, (read, imported, mentioned, written)))
 
 
 def cells_of(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:

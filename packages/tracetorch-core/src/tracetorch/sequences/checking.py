@@ -15,7 +15,7 @@ from tracetorch import generators
 from tracetorch.layer import Layer
 from tracetorch.passage import Passage
 from tracetorch.sequences.decision import decided
-from tracetorch.sequences.twin import Twin
+from tracetorch.sequences.twin import ALONE, Twin
 from tracetorch.sequences.unrolling import looped
 from tracetorch.walk import Boundary, named_layers
 
@@ -72,8 +72,11 @@ def check_unroll(
     if why is not None:
         return str(why)
     for training in dict.fromkeys((model.training, False)):
-        stepped, one = _observed(model, x, training, lambda twin, x: looped(twin, x))
-        unrolled, other = _observed(model, x, training, lambda twin, x: twin.unroll(x, fold=True))
+        with ALONE:
+            stepped, one = _observed(model, x, training, looped)
+            unrolled, other = _observed(
+                model, x, training, lambda twin, x: twin.unroll(x, fold=True)
+            )
         compare = functools.partial(_compare, rtol=rtol, atol=atol)
         for name, outputs in stepped.items():
             layer = dict(named_layers(model))[name]

@@ -14,6 +14,7 @@ import functools
 import re
 import types
 import weakref
+from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tracetorch import mode
 from tracetorch.declaration import Bookkeeping
 from tracetorch.reasons import Unfoldable, Unfolded
+from tracetorch.written import settled
 
 ATOMIC = (
     str, bytes, int, float, complex, type(None), type(...), type(NotImplemented), range, type,
@@ -53,13 +55,16 @@ class Copier:
         modules: the copies of modules.
         functions: those that were found on the way, and were not copied.
         classes: the same of classes, those of what was copied among them.
+        shared: what a user wrote and there is only one of, by id: modules, members of an enum,
+            objects that are their own copy.
     """
 
     def __init__(self) -> None:
         self.pairs: list[Pair] = []
         self.modules: list[nn.Module] = []
-        self.functions: list[types.FunctionType] = []
+        self.functions: dict[types.FunctionType, None] = {}
         self.classes: dict[type, None] = {}
+        self.shared: dict[int, Any] = {}
         self._memo: dict[int, Any] = {}
 
     def of(self, value: Any, default: Any) -> Any:
@@ -75,7 +80,7 @@ class Copier:
         if type(value) in weakref.ProxyTypes:  # which may be dead, and then answers nothing
             return self._reference(value, name)
         if isinstance(value, ATOMIC) and not _extended(value):
-            self._found(value)
+            self.look(value)
             return value
         if id(value) in self._memo:
             return self._memo[id(value)]
@@ -91,15 +96,31 @@ class Copier:
         except Exception as error:
             kind = type(value).__name__
             raise Unfoldable(Unfolded.UNCOPIED, f"{name} ({kind}: {error})") from None
+        if found is value:
+            self._look_at_the_one(value, name)
         if id(value) not in self._memo:
             self._remember(value, found, name)
         return found
 
-    def _found(self, value: Any) -> None:
+    def look(self, value: Any) -> None:
+        """Note what is not copied, and may lead to more."""
         if isinstance(value, types.FunctionType):
-            self.functions.append(value)
+            self.functions.setdefault(value)
         elif isinstance(value, type):
             self.classes.setdefault(value)
+        elif isinstance(value, types.ModuleType):
+            if not settled(value.__name__):
+                self.shared[id(value)] = value
+        elif type(getattr(value, "__dict__", None)) is dict:
+            self.classes.setdefault(type(value))
+            self.shared[id(value)] = value
+
+    def _look_at_the_one(self, value: Any, name: str) -> None:
+        """Of what is its own copy: what it holds by name can be exchanged, its items cannot."""
+        self.look(value)
+        items = isinstance(value, (list, dict, set, deque, bytearray))
+        if items or (id(value) not in self.shared and attributes_of(value)):
+            raise Unfoldable(Unfolded.UNCOPIED, f"{name} ({type(value).__name__} is one of a kind)")
 
     def _remember(self, value: Any, found: Any, name: str) -> None:
         self._memo[id(value)] = found
@@ -111,7 +132,7 @@ class Copier:
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             return value.copy(order="K")
         if isinstance(value, types.MethodType):
-            self._found(value.__func__)
+            self.look(value.__func__)
             return types.MethodType(value.__func__, self.copied(value.__self__, name))
         if isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
@@ -119,12 +140,14 @@ class Copier:
             return value if shared else getattr(self.copied(owner, name), value.__name__)
         if isinstance(value, CACHED):
             cached: Any = value
-            self._found(cached.__wrapped__)
+            self.look(cached.__wrapped__)
             return functools.lru_cache(**cached.cache_parameters())(cached.__wrapped__)
         if isinstance(value, REFERENCES):
             return self._reference(value, name)
         if isinstance(value, (tuple, frozenset)):
             return self._fixed(value, name)
+        if isinstance(value, types.MappingProxyType):
+            return types.MappingProxyType(self.copied(dict(value), name))
         if isinstance(value, nn.Module):
             return self._module(value, name)
         if hasattr(type(value), "__deepcopy__"):
@@ -133,8 +156,11 @@ class Copier:
 
     def _fixed(self, value: Any, name: str) -> Any:
         kind, items = type(value), [self.copied(item, name) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        if same and not attributes_of(value):
             return value
+        if attributes_of(value):
+            return self._rebuilt(value, name)
         return tuple.__new__(kind, items) if isinstance(value, tuple) else kind(items)
 
     def _module(self, module: Any, name: str) -> Any:

@@ -54,7 +54,7 @@ class Decisions(Bookkeeping):
         self.having: int
         self.depth = 0
         self.number = number
-        self._told: set[str] = set()
+        self._told: set[object] = set()
 
     def renewed(self) -> Decisions:
         """A copy of the model is another one."""
@@ -66,8 +66,9 @@ class Decisions(Bookkeeping):
     def tell(self, model: nn.Module, why: Reason) -> None:
         """In the log, once."""
         message = f"{type(model).__name__} is stepped: {why}"
-        if message not in self._told and not torch.compiler.is_compiling():
-            self._told.add(message)
+        once = why.why if why.passing else message
+        if once not in self._told and not torch.compiler.is_compiling():
+            self._told.add(once)
             _log.info("%s", message)
 
 
@@ -112,10 +113,10 @@ def conclude(model: Any, kind: Kind, why: Reason | None) -> Reason | None:
     if why is None:
         decisions.verdicts[kind] = Verdict(None, final=True)
         return None
-    if not (isinstance(why.why, Unfolded) and why.why.passing):
+    if not why.passing:
         asked = kind in decisions.verdicts
         decisions.verdicts[kind] = Verdict(why, final=asked)
-        decisions.tell(model, why)
+    decisions.tell(model, why)
     return why
 
 

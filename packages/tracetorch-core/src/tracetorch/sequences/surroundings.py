@@ -7,6 +7,7 @@ model runs, copies of these stand in their places.
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -52,25 +53,55 @@ class Site(NamedTuple):
     original: Any
     copy: Any
 
+    def changed(self) -> bool:
+        """Whether something else has come to where the copy was put."""
+        now = self.place.now()
+        if now is self.copy or type(now) is not dict or self.place.key[1] != "__dict__":
+            return now is not self.copy
+        held: dict[str, Any] = self.copy
+        return now.keys() != held.keys() or any(now[key] is not held[key] for key in held)
+
 
 def surroundings(copier: Copier) -> list[Site]:
-    """Of what has been copied: every place that its code refers to."""
+    """Of what has been copied: every place that its code refers to.
+
+    Raises:
+        Unfoldable: something there cannot be copied.
+    """
     sites: list[Site] = []
     done: set[Any] = set()
-    queue = [*copier.functions]
-    for kind in _users(copier):
-        queue += [f for name in ("forward", "__call__") if (f := _function(vars(kind).get(name)))]
-    while queue:
-        function = queue.pop()
-        if function in done or settled(function.__module__):
-            continue
-        done.add(function)
-        for place in _places(function, copier):
+    mentioned: set[str] = set()
+    found = True
+    while found:  # until nothing more comes of what has come
+        places: list[Place] = []
+        for function in _functions(copier):
+            if function not in done and not settled(function.__module__):
+                done.add(function)
+                mentioned |= names_of(function).mentioned
+                places += _places(function, copier)
+        for kind in _users(copier):
+            names = sorted(mentioned & vars(kind).keys())
+            places += [_of_class(kind, name) for name in names if not name.startswith("__")]
+        for owner in (*copier.shared.values(),):
+            places += _of_the_one(owner, mentioned)
+        new = [place for place in places if place.key not in done]
+        for place in new:
             if place.key not in done:
                 done.add(place.key)
-                sites += _site(place, copier, queue)
-        queue += [found for found in copier.functions if found not in done]
+                sites += _site(place, copier)
+        found = bool(new) or any(function not in done for function in _functions(copier))
     return sites
+
+
+def _functions(copier: Copier) -> list[types.FunctionType]:
+    """Those that were found, and what Python calls of the classes that were found."""
+    called = [
+        function
+        for kind in _users(copier)
+        for name, value in vars(kind).items()
+        if (name == "forward" or name.startswith("__")) and (function := _function(value))
+    ]
+    return [f for f in (*copier.functions, *called) if not settled(f.__module__)]
 
 
 def _users(copier: Copier) -> list[type]:
@@ -94,26 +125,36 @@ def _places(function: types.FunctionType, copier: Copier) -> Iterator[Place]:
             yield _item(vars(function), name, f"{own}.{name}")
     known = function.__globals__
     for name in (names.read | names.written) & known.keys():
+        copier.look(known[name])
         yield _item(known, name, f"the global {name}")
-        value = known[name]
-        if isinstance(value, types.ModuleType) and not settled(value.__name__):
-            for inner in names.mentioned & vars(value).keys():
-                yield _item(vars(value), inner, f"{name}.{inner}")
-        elif isinstance(value, type):
-            copier.classes.setdefault(value)
-    for kind in _users(copier):
-        for name in names.mentioned & vars(kind).keys():
-            if not name.startswith("__"):
-                get = functools.partial(vars(kind).__getitem__, name)
-                put = functools.partial(setattr, kind, name)
-                yield Place((id(kind), name), f"{kind.__name__}.{name}", get, put)
+    for name in names.imported & sys.modules.keys():
+        copier.look(sys.modules[name])
 
 
-def _site(place: Place, copier: Copier, queue: list[types.FunctionType]) -> list[Site]:
+def _of_the_one(owner: Any, mentioned: set[str]) -> list[Place]:
+    """What something holds by name of which there is only one: of a user's own class, all of it."""
+    held, name = vars(owner), getattr(owner, "__name__", type(owner).__name__)
+    if not written(type(owner)):
+        return [_item(held, key, f"{name}.{key}") for key in sorted(mentioned & held.keys())]
+
+    def put(attributes: dict[str, Any]) -> None:
+        held.clear()
+        held.update(attributes)
+
+    return [Place((id(owner), "__dict__"), f"an attribute of {name}", held.copy, put)]
+
+
+def _of_class(kind: type, name: str) -> Place:
+    get = functools.partial(vars(kind).__getitem__, name)
+    put = functools.partial(setattr, kind, name)
+    return Place((id(kind), name), f"{kind.__name__}.{name}", get, put)
+
+
+def _site(place: Place, copier: Copier) -> list[Site]:
     original = place.get()
     function = _function(original)
     if function is not None:
-        queue.append(function)
+        copier.look(function)
         if not isinstance(original, CACHED):
             return []
     # descriptors of a class belong to it; modules and classes are looked into, not copied

@@ -26,7 +26,7 @@ from tracetorch.modules import hooked
 from tracetorch.passage import Passage, Timesteps
 from tracetorch.reasons import Unfoldable, Unfolded, Unfused
 from tracetorch.sequences.fold import refuse_flat
-from tracetorch.sequences.twin import Twin
+from tracetorch.sequences.twin import ALONE, Twin
 from tracetorch.walk import named_layers
 
 # what of a layer hinders a model too
@@ -53,6 +53,11 @@ def tried(model: nn.Module, x: Tensor) -> None:
     for _, layer in named_layers(model):
         if why := peculiar(layer):
             raise Unfoldable(LIKEWISE[why.why], *why.names)
+    with ALONE:
+        _try(model, x)
+
+
+def _try(model: nn.Module, x: Tensor) -> None:
     sample = _sample(x)
     twin = Twin(model)
     layers = [layer for _, layer in named_layers(twin.model)]
@@ -88,7 +93,7 @@ def _sample(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             raise Unfoldable(Unfolded.ALIKE)
         noise = torch.rand(found.shape, generator=torch.Generator().manual_seed(0))
-        found += (noise / 2).to(found)
+        found = found + (noise / 2).to(found)
     found = found.reshape(steps, batch, *x.shape[2:])
     return found.requires_grad_(x.requires_grad and torch.is_grad_enabled())
 

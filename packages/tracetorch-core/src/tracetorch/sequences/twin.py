@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from tracetorch.reasons import Unfoldable, Unfolded
 from tracetorch.sequences.copying import (
     ATOMIC,
     CACHED,
@@ -28,19 +30,24 @@ from tracetorch.sequences.copying import (
     plainly_made,
     reduced,
 )
-from tracetorch.sequences.surroundings import GONE, surroundings
+from tracetorch.sequences.surroundings import GONE, Site, surroundings
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # what leads to something else, which is looked at itself
 _LEADING = (
     *REFERENCES, types.MethodType, types.BuiltinFunctionType, functools.partial, CACHED,
+    types.MappingProxyType,
 )  # fmt: skip
 # temporaries in temporaries
 _DEEPEST = 20
 
 
+# globals are the process's: who exchanges them, or looks for them, does so alone
+ALONE = threading.RLock()
+
+
 class Twin:
-    """See the module.
+    """See the module; to be made, run and asked for changes within :data:`ALONE`.
 
     Args:
         model: what to copy.
@@ -64,15 +71,19 @@ class Twin:
     def run(self, what: Callable[[], None]) -> None:
         """Run something with the copy; what it does to the surroundings is done to copies."""
         context, environment = contextvars.copy_context(), dict(os.environ)
-        for site in self._sites:
-            site.place.put(site.copy)
+        put: list[Site] = []
         try:
+            for site in self._sites:
+                self._put(site)
+                put.append(site)
             context.run(what)
         finally:
-            for site in reversed(self._sites):
-                if site.place.now() is not site.copy:
+            for site in reversed(put):
+                if site.changed():
                     self._found.add(site.place.name)
-                site.place.put(site.original)
+                    site.place.put(site.original)
+                elif site.copy is not site.original:
+                    site.place.put(site.original)
             if dict(os.environ) != environment:
                 self._found.add("the environment")
                 os.environ.clear()
@@ -80,6 +91,13 @@ class Twin:
         for variable in context:
             if variable.get(GONE) is not context[variable]:
                 self._found.add(f"the context variable {variable.name}")
+
+    def _put(self, site: Site) -> None:
+        if site.copy is not site.original:
+            try:
+                site.place.put(site.copy)
+            except Exception:  # of a class that nobody may write to
+                raise Unfoldable(Unfolded.UNCOPIED, site.place.name) from None
 
     def train(self, training: bool) -> None:
         """All copies of modules in training or evaluation."""

@@ -114,21 +114,21 @@ class _Run:
         """Why it is stepped; None where it is folded."""
         options, model = self._options, self._model
         why: Reason | None = None
-        if options.fold is False:
+        if options.fold is False and not self._recompute:
             return Reason(Unfolded.ASKED)
         if name := self._hooked():
             why = Reason(Unfolded.HOOKS, (name,))
             model.tt.tell(model, why)
-        elif options.fold is None and len(self._steps) > 1:
+        elif not options.fold and len(self._steps) > 1:
             why = decided(model, self._steps)
         if options.fold and why is not None:
             raise FoldError(f"{type(model).__name__} cannot be folded: {why}")
-        if self._recompute and why is not None and not _pure(why):
+        if self._recompute and why is not None and not why.pure:
             raise FoldError(
                 f"recompute=True needs timesteps that can be computed again, and "
                 f"{type(model).__name__} is stepped: {why}"
             )
-        return why
+        return why or (Reason(Unfolded.ASKED) if options.fold is False else None)
 
     def _hooked(self) -> str | None:
         """The class of a module with hooks."""
@@ -210,10 +210,6 @@ class _Run:
             layer.detach_states()
         if active is not None and (torch.compiler.is_compiling() or not active.all()):
             hold(self._model, active, before)
-
-
-def _pure(why: Reason) -> bool:
-    return isinstance(why.why, Unfolded) and why.why.pure
 
 
 def looped(model: Any, steps: Tensor) -> Any:
