@@ -159,14 +159,21 @@ def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
 
 def _outdated(layer: Any) -> Reason | None:
     """Why its ``sequence`` may be another than its timesteps; None where it holds."""
-    kinds, name = type(layer).__mro__, type(layer).__name__
-    first = next(kind for kind in kinds if {"step", "sequence"} & vars(kind).keys())
-    if "sequence" not in vars(first):
-        return Reason(Unfused.OWN, (name, "step"))
+    if not _has_its_own(type(layer)):
+        return Reason(Unfused.OWN, (type(layer).__name__, "step"))
     for path, part in layer.named_modules():
         if part is not layer and hooked(part):
             return Reason(Unfused.HOOKS, (path,))
     return None
+
+
+def _has_its_own(kind: type) -> bool:
+    """Whether the class that writes the step last writes the sequence as well."""
+    first = next(base for base in kind.__mro__ if {"step", "sequence"} & vars(base).keys())
+    return "sequence" in vars(first)
+
+
+_has_its_own._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_found(

@@ -9,7 +9,7 @@ import enum
 import functools
 import operator
 import types
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -66,9 +66,9 @@ class Reads:
     """Places in which something was found, each with what it was."""
 
     def __init__(self) -> None:
-        self._look: list[tuple[Callable[..., Any], Any]] = []
+        self._look: list[tuple[Any, Any]] = []
         self._found: list[Any] = []
-        self._count: list[Callable[[], int]] = []
+        self._sized: list[Sized] = []
         self._counted: list[int] = []
         self._noted: set[tuple[int, Any]] = set()
 
@@ -76,22 +76,22 @@ class Reads:
         """That ``held.get(name)`` is this; ``GONE``: there is none."""
         if (id(held), name) not in self._noted:
             self._noted.add((id(held), name))
-            self._look.append((held.get, name))
+            self._look.append((held, name))
             self._found.append(value)
 
     def note_size(self, held: Sized) -> None:
         """That it has as many items as now."""
         if (id(held), len) not in self._noted:
             self._noted.add((id(held), len))
-            self._count.append(held.__len__)
+            self._sized.append(held)
             self._counted.append(len(held))
 
     def last(self) -> bool:
         """Whether everywhere there is still the same."""
-        now = [look(name, GONE) for look, name in self._look]
+        now = [held.get(name, GONE) for held, name in self._look]
         return (
             all(map(operator.is_, now, self._found))
-            and [count() for count in self._count] == self._counted
+            and [len(held) for held in self._sized] == self._counted
         )
 
 
