@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.torch_version import TorchVersion
 
 from tracetorch.written import settled
 
@@ -62,6 +63,10 @@ def foreign_code(value: Any) -> bool:
     return callable(value) and settled(type(value).__module__) and not owned
 
 
+# before, torch.compile could not read functions and classes: its graphs do not see them change
+_COMPILED = TorchVersion(torch.__version__) >= "2.7"
+
+
 class Reads:
     """Places in which something was found, each with what it was."""
 
@@ -88,6 +93,8 @@ class Reads:
 
     def last(self) -> bool:
         """Whether everywhere there is still the same."""
+        if torch.compiler.is_compiling() and not _COMPILED:
+            return True
         now = [held.get(name, GONE) for held, name in self._look]
         return (
             all(map(operator.is_, now, self._found))

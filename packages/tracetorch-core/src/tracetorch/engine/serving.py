@@ -79,6 +79,8 @@ def unroll(request: Request) -> Answer | None:
         BackendError: a backend was asked for by name, and cannot take the sequence.
     """
     subject, x = request.subject, request.x
+    if torch.compiler.is_compiling():
+        ready(subject.findings.number, request.real, x.ndim - 1)
     own = tracing(subject, request.real, x.ndim - 1)
     parameters = _parameters(request, own)
     way = mode.way((x, *request.states, *parameters))
@@ -238,6 +240,14 @@ def program_name(
 
 
 program_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def ready(subject: str, real: torch.dtype, ndim: int) -> bool:
+    """Trace the step of this number outside of what is being compiled."""
+    return isinstance(tracing(numbered(subject), real, ndim).traced, Traced)
+
+
+ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def served(
