@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_the_calls_of_a_model_are_there() -> None:
     ]
     assert len(calls) > 10
     for name, arguments in calls:
-        code = getattr(tt.Model, name).__code__
+        code = inspect.unwrap(getattr(tt.Model, name)).__code__
         for argument in re.findall(r"\w+", arguments):
             assert argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 

@@ -28,7 +28,7 @@ from tracetorch.randomness import RANDOM, after
 from tracetorch.reasons import Reason, Unfused
 from tracetorch.recomputation import refuse_plain_recomputation
 from tracetorch.states import alike, moved
-from tracetorch.timestep import outlined, random_state, timestep
+from tracetorch.timestep import answers, outlined, random_state, timestep
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -146,14 +146,13 @@ def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
     found = layer.sequence(declared.state_fields(*old), last, parameters)
     if found is None:
         return None
-    new, y = found
-    _check_found(layer, new, y, old, x)
+    new, y = _checked(layer, found, old, x)
     kept = {name: new[name].clone() if alike(new[name], last) else new[name] for name in new}
     if any(alike(y, other) for other in (last, *kept.values())):
         y = y.clone()
-    layer.tt.states = {
-        name: spec.from_last(kept[name].to(dtype), place) for name, spec in declared.states.items()
-    }
+    final = {n: spec.from_last(kept[n].to(dtype), place) for n, spec in declared.states.items()}
+    random = random_state(layer, x[0])
+    layer.tt.states = final if random is None else {**final, RANDOM: after(random, len(x))}
     return moved(y, x.ndim - 1, place + 1).to(x.dtype)
 
 
@@ -176,10 +175,17 @@ def _has_its_own(kind: type) -> bool:
 _has_its_own._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _check_found(
-    layer: Any, new: Mapping[str, Tensor], y: Tensor, old: Sequence[Tensor], x: Tensor
-) -> None:
+def _checked(
+    layer: Any, found: Any, old: Sequence[Tensor], x: Tensor
+) -> tuple[Mapping[str, Tensor], Tensor]:
+    """What ``sequence`` returns, where it is what it should be."""
     declared = layer.tt.declaration.states
+    if not answers(found):
+        names = ", ".join(f"{name!r}: tensor" for name in declared)
+        raise StateError(
+            layer, f"sequence must return ({{{names}}}, outputs) or None, got {outlined(found)}"
+        )
+    new, y = found
     if new.keys() != declared.keys():
         raise StateError(
             layer, f"sequence must return the states {sorted(declared)}, got {sorted(new)}"
@@ -191,12 +197,15 @@ def _check_found(
                 f"sequence must return {name} in its own shape {list(state.shape)} (neurons last), "
                 f"got {list(new[name].shape)}",
             )
-    if y.ndim != x.ndim or len(y) != len(x):
+    place = layer.dim % (x.ndim - 1) + 1
+    around = [size for at, size in enumerate(x.shape) if at != place]
+    if y.ndim != x.ndim or list(y.shape[:-1]) != around:
         raise StateError(
             layer,
             f"sequence must return outputs [T, …, size] (neurons last) for an input of "
             f"{list(x.shape)}, got {list(y.shape)}",
         )
+    return new, y
 
 
 # ---------------------------------------------------------------------- requests

@@ -5,7 +5,9 @@ Knows nothing of layers beyond the object it is handed to name.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 
 class LayerError(ValueError):
@@ -28,6 +30,25 @@ class LayerError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), _shown(self.layer), self.message, self.name)
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def located(method: Method) -> Method:
+    """A model's method, in whose errors its layers have their qualified names."""
+
+    @functools.wraps(method)
+    def named(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except LayerError as error:
+            for name, layer in self.named_layers():
+                if layer is error.layer:
+                    error.name = name
+            raise
+
+    return named  # type: ignore[return-value]
 
 
 def _shown(layer: object) -> str:

@@ -19,7 +19,7 @@ from tracetorch.declaration import Record, check_name
 from tracetorch.effective import assign, brief, effective, promoted
 from tracetorch.engine import serving
 from tracetorch.engine.findings import Findings
-from tracetorch.layer_states import Stateful, states_of
+from tracetorch.layer_states import Stateful, refuse_left_overs, states_of
 from tracetorch.modules import parts
 from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
@@ -288,6 +288,7 @@ class Layer(Stateful):
     # ------------------------------------------------------------------ being a module
 
     def __getstate__(self) -> dict[str, Any]:
+        refuse_left_overs(self)
         return {**self.__dict__, "tt": self.tt.renewed()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

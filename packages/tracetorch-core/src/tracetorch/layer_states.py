@@ -34,9 +34,7 @@ States = dict[str, Tensor | None]
 def states_of(layer: Any) -> States:
     """The standing states, for who looks at them from outside a timestep."""
     refuse_passage(layer)
-    for name, state in layer.tt.states.items():
-        if state is not None:
-            refuse_left_over(layer, name, state)
+    refuse_left_overs(layer)
     states: States = layer.tt.states
     return states
 
@@ -52,9 +50,17 @@ def refuse_left_over(layer: Any, name: str, state: Tensor) -> None:
     if mode.left_over(state):
         raise StateError(
             layer,
-            f"the standing state {name} was left behind by torch.func.vmap or grad, which has "
-            f"ended; call zero_states() inside of it, before it returns, or now",
+            f"the standing state {name} was left behind by a transform or tracer of torch "
+            f"(torch.func.vmap or grad, FakeTensorMode) that has ended; call zero_states() inside "
+            f"of it, before it returns, or now",
         )
+
+
+def refuse_left_overs(layer: Any) -> None:
+    """The same of all its states, where they are to be copied or moved."""
+    for name, state in layer.tt.states.items():
+        if state is not None:
+            refuse_left_over(layer, name, state)
 
 
 def standing(layer: Any, timestep: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -69,14 +75,14 @@ def standing(layer: Any, timestep: Tensor, dtype: torch.dtype) -> list[Tensor]:
     for name, spec in record.declaration.states.items():
         state = record.states[name]
         shape = spec.shape(around, place)
+        if state is not None and not compiling:
+            refuse_left_over(layer, name, state)
         if state is None:
             state = torch.zeros(shape, dtype=dtype, device=device)
         elif state.shape != shape or state.dtype is not dtype or state.device != device:
             raise _misfit(layer, name, state, timestep, _described(shape, dtype, device))
-        elif not compiling:
-            refuse_left_over(layer, name, state)
-            if state.is_inference() and not torch.is_inference_mode_enabled():
-                state = state.clone()
+        elif not compiling and state.is_inference() and not torch.is_inference_mode_enabled():
+            state = state.clone()
         found.append(state)
     return found
 
@@ -301,7 +307,18 @@ class Stateful(nn.Module):
         return misfits
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stateful:
+        states = {name: _changed(self, name, s, fn) for name, s in self.tt.states.items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        states = self.tt.states.items()
-        self.tt.states = {name: None if state is None else fn(state) for name, state in states}
+        self.tt.states = states
         return self
+
+
+def _changed(
+    layer: Any, name: str, state: Tensor | None, fn: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    try:
+        return None if state is None else fn(state)
+    except RuntimeError:
+        if state is not None:
+            refuse_left_over(layer, name, state)
+        raise

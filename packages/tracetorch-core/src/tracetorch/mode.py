@@ -36,6 +36,7 @@ def way(tensors: Iterable[Tensor]) -> Way:
 
 
 PLAIN = (Tensor, nn.Parameter)
+_FAKES = ("FakeTensor", "FunctionalTensor")
 
 
 def exporting() -> bool:
@@ -85,7 +86,9 @@ is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 
 def left_over(tensor: Tensor) -> bool:
-    """Whether a tensor belongs to a transform of ``torch.func`` that has ended."""
+    """Whether a tensor belongs to a transform of ``torch.func``, or a fake mode, that has ended."""
     if torch.compiler.is_compiling():
         return False
-    return is_wrapped(tensor) and not (_C._are_functorch_transforms_active())
+    if is_wrapped(tensor):
+        return not _C._are_functorch_transforms_active()
+    return type(tensor) not in PLAIN and type(tensor).__name__ in _FAKES and not recording()

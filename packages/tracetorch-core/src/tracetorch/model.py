@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from tracetorch import saving
-from tracetorch.errors import LayerError, StateError
+from tracetorch.errors import StateError, located
 from tracetorch.layer import Layer
+from tracetorch.layer_states import refuse_left_overs
 from tracetorch.sequences.decision import Decisions, numbered_decisions
 from tracetorch.sequences.fold import in_use
 from tracetorch.sequences.unrolling import Options, restore, standing, unrolled
 from tracetorch.states import IncompatibleStates, checked_states, compared
 from tracetorch.summary import ParameterCount, count, table
-from tracetorch.walk import Boundary, named_layers
+from tracetorch.walk import Boundary, named_layers, unregistered
 
 
 class Model(Boundary):
@@ -62,6 +63,7 @@ class Model(Boundary):
         super().__init__(*args, **kwargs)
         self.tt = numbered_decisions(self)
 
+    @located
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``; an error of a layer says the layer's qualified name."""
         if torch.compiler.is_compiling():
@@ -71,7 +73,7 @@ class Model(Boundary):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Within it, this thread has the model; errors of layers are named.
+        """Within it, this thread has the model.
 
         Raises:
             RuntimeError: another thread has it.
@@ -84,9 +86,6 @@ class Model(Boundary):
         own.depth += 1
         try:
             yield
-        except LayerError as error:
-            self._locate(error)
-            raise
         finally:
             own.depth -= 1
             if not own.depth:
@@ -101,6 +100,7 @@ class Model(Boundary):
 
     # ------------------------------------------------------------------ states
 
+    @located
     def zero_states(self, mask: Tensor | None = None) -> None:
         """Every state back to None; with a mask only the samples where it is true restart.
 
@@ -109,11 +109,11 @@ class Model(Boundary):
 
         Raises:
             TypeError: ``mask`` is no boolean tensor.
-            ValueError: ``mask`` does not fit a state's batch, or a state has none; no state has
-                changed then.
+            ValueError: it does not fit a state's batch, or a state has none; nothing has changed.
         """
         self._for_all(lambda _, layer: layer.zero_states(mask))
 
+    @located
     def select_states(self, index: Tensor) -> None:
         """Other samples of the batch, in another order: to sort, repeat or drop them.
 
@@ -145,11 +145,13 @@ class Model(Boundary):
         """
         self._for_all(lambda _, layer: layer.select_states(index))
 
+    @located
     def detach_states(self) -> None:
         """Cut every state from the graph; values stay (truncated back-propagation)."""
         for _, layer in self.named_layers():
             layer.detach_states()
 
+    @located
     def get_states(self) -> dict[str, Tensor]:
         """``{qualified name: tensor}`` of the states created so far, in the user's layout."""
         return {
@@ -158,6 +160,7 @@ class Model(Boundary):
             for state, tensor in layer.get_states().items()
         }
 
+    @located
     def set_states(
         self, states: Mapping[str, Tensor | None], strict: bool = True
     ) -> IncompatibleStates:
@@ -192,6 +195,7 @@ class Model(Boundary):
         self._for_all(put)
         return misfits
 
+    @located
     def save_states(self, path: str | os.PathLike[str]) -> None:
         """Write the states to a ``.safetensors`` or ``.pt`` file, replacing it atomically.
 
@@ -200,6 +204,7 @@ class Model(Boundary):
         """
         saving.save(self.named_layers(), path)
 
+    @located
     def load_states(
         self,
         path: str | os.PathLike[str],
@@ -232,7 +237,6 @@ class Model(Boundary):
             return self.set_states(found, strict)
         except StateError as error:
             error.message = f"{path}: {error.message}"
-            self._locate(error)
             raise
 
     def _for_all(self, change: Callable[[str, Layer], None]) -> None:
@@ -241,19 +245,13 @@ class Model(Boundary):
         try:
             for name, layer in self.named_layers():
                 change(name, layer)
-        except BaseException as error:
+        except BaseException:
             restore(self, before)
-            if isinstance(error, LayerError):
-                self._locate(error)
             raise
-
-    def _locate(self, error: LayerError) -> None:
-        for name, layer in self.named_layers():
-            if layer is error.layer:
-                error.name = name
 
     # ------------------------------------------------------------------ sequences
 
+    @located
     def unroll(
         self,
         x: Tensor,
@@ -308,8 +306,7 @@ class Model(Boundary):
         """Take every layer's effective parameters as constants, for inference.
 
         No gradient reaches the parameters of tt layers. The ``nn.Parameter`` objects stay where
-        they are, and whatever gives them new values reaches the constants: they are computed once
-        for the very bits of the raw values. Calling it twice is as calling it once.
+        they are, and whatever gives them new values reaches the constants at once.
         """
         for _, layer in self.named_layers():
             layer.TTcompile()
@@ -325,25 +322,28 @@ class Model(Boundary):
         """How many parameters there are, how many of them in tt layers, how many learnable."""
         return count(self)
 
+    @located
     def summary(self) -> str:
         """A table: each layer, its parameters, its states and their size per sample.
 
-        The size of a state is known once it has been created; ``-`` stands for it before.
+        A state's size is known once it has been created; ``-`` stands for it before.
         """
         return table(self)
 
     # ------------------------------------------------------------------ being a module
 
+    @located
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        reached = set(map(id, self.modules()))
-        inner = [m for m in self.modules() if isinstance(m, Model) and m is not self]
-        reached.update(id(layer) for model in inner for _, layer in model.named_layers())
-        for _, layer in self.named_layers():
-            if id(layer) not in reached:
-                layer._apply(fn, recurse)
-                reached.update(map(id, layer.modules()))
+        for layer in unregistered(self):
+            layer._apply(fn, recurse)
         return self
+
+    @located
+    def __getstate__(self) -> dict[str, Any]:
+        for _, layer in self.named_layers():
+            refuse_left_overs(layer)
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -65,6 +65,7 @@ class Unfolded(Enum):
     ALIKE = "all samples of this sequence are alike, which shows nothing"
     RAISES = "{}: {}"
     FAILS = "over all timesteps at once, forward raises {}: {}"
+    RECORDED = "a tracer of torch writes down its timesteps"
     BEFORE = "that was decided before it was compiled; the log says why"
 
 

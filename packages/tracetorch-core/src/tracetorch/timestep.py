@@ -82,13 +82,7 @@ def _checked(
                     obj=fields,
                 ) from None
         raise
-    if not (
-        isinstance(found, tuple)
-        and len(found) == 2
-        and isinstance(found[0], Mapping)
-        and isinstance(found[1], Tensor)
-        and all(isinstance(state, Tensor) for state in found[0].values())
-    ):
+    if not answers(found):
         names = ", ".join(f"{name!r}: tensor" for name in declared.states)
         raise StateError(layer, f"step must return ({{{names}}}, output), got {outlined(found)}")
     if found[0].keys() != declared.states.keys():
@@ -100,7 +94,18 @@ def _checked(
             raise StateError(
                 layer, f"step writes into {name} in place; it must compute new tensors instead"
             )
-    return found
+    return found  # type: ignore[no-any-return]
+
+
+def answers(found: Any) -> bool:
+    """Whether it is new states by name, and an output."""
+    return (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and isinstance(found[0], Mapping)
+        and isinstance(found[1], Tensor)
+        and all(isinstance(state, Tensor) for state in found[0].values())
+    )
 
 
 def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:

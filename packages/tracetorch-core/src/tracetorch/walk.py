@@ -47,6 +47,17 @@ def named_layers(root: nn.Module) -> Found:
         yield (name if names[name] == 1 else f"{name}#{names[name]}"), layer
 
 
+def unregistered(root: nn.Module) -> Iterator[Layer]:
+    """The layers that torch does not see, nor a model that it sees."""
+    reached = set(map(id, root.modules()))
+    inner = [m for m in root.modules() if isinstance(m, Boundary) and m is not root]
+    reached.update(id(layer) for model in inner for _, layer in named_layers(model))
+    for _, layer in named_layers(root):
+        if id(layer) not in reached:
+            yield layer
+            reached.update(map(id, layer.modules()))
+
+
 def _in_module(module: nn.Module, path: str, seen: dict[int, object], in_object: bool) -> Found:
     inside = [(_join(path, name), m) for name, m in module.named_modules() if id(m) not in seen]
     seen.update((id(m), m) for _, m in inside)

@@ -122,7 +122,7 @@ def trace(subject: Subject, scene: Scene, dtype: torch.dtype, ndim: int) -> Trac
     # the dimensions around the neurons: of size 2, of others that all differ, and from 1 on
     around = [(2,) * (ndim - 1), range(3, ndim + 2), range(1, ndim)]
     recorders = [Recorder((*sizes, subject.neurons), dtype, graph) for sizes in around]
-    with generators.left_alone():
+    with generators.left_alone(), torch.inference_mode(False):
         traced, other = (_sampled(subject, scene, weights, one) for one in recorders[:2])
         plain = _sampled(subject, scene, weights, recorders[2], plain=True)
     if traced != other:
@@ -197,9 +197,9 @@ def trace_function(
         Refused: it does something the engine has no kernel for; the message says what.
     """
     recorder = Recorder((2,), dtype, Graph())
-    held = {name: recorder.given(name).requires_grad_() for name in ("h", *inputs)}
-    cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(("h",))}
-    with torch.enable_grad(), _own_hooks(), recorder:
+    with torch.inference_mode(False), torch.enable_grad(), _own_hooks(), recorder:
+        held = {name: recorder.given(name).requires_grad_() for name in ("h", *inputs)}
+        cotangents = {name: recorder.given(f"grad {name}") for name in _outputs(("h",))}
         outputs = dict(zip(_outputs(("h",)), function(*held.values()), strict=True))
         forward = {name: recorder.output(name, value) for name, value in outputs.items()}
         backward = _backward(recorder, outputs, held, cotangents)

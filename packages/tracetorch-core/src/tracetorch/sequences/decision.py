@@ -95,6 +95,8 @@ def decided(model: Any, x: Tensor) -> Reason | None:
             steps = decided_unseen(decisions.number, tuple(x.shape), x.dtype)
             return Reason(Unfolded.BEFORE) if steps else None
         return known.why
+    if mode.recording():
+        return Reason(Unfolded.RECORDED)  # at each of its runs
     if known is not None and (known.final or restored()):
         return known.why
     if not mode.ordinary():  # there are no values that could be compared
