@@ -220,8 +220,8 @@ class _Direction(Writer):
         for row in ahead:
             self.say(depth + 1, f"if (streams) ahead<CHUNK>({row} + chunk);")
         self.loop(depth + 1, outputs, read, write, ("chunk", "chunk + CHUNK"))
+        there = f"{put}s + t * lanes"
         if put:
-            there = f"{put}s + t * lanes"
             self.say(depth + 1, f"if (streams) stream<CHUNK>({there} + chunk, {put}t + chunk);")
         self.say(depth, "}")
         if put:
