@@ -28,7 +28,7 @@ from tracetorch.randomness import RANDOM, after
 from tracetorch.reasons import Reason, Unfused
 from tracetorch.recomputation import refuse_plain_recomputation
 from tracetorch.states import alike, moved
-from tracetorch.timestep import answers, outlined, random_state, timestep
+from tracetorch.timestep import answered, begun, check_shapes, outlined, random_state, timestep
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -132,15 +132,9 @@ def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
     if why is not None:
         cannot(layer, why)
         return None
-    declared, dtype, place = (
-        layer.tt.declaration,
-        promoted(layer, x.dtype),
-        layer.dim % (x.ndim - 1),
-    )
-    old = [
-        spec.to_last(state, place)
-        for spec, state in zip(declared.states.values(), standing(layer, x[0], dtype), strict=True)
-    ]
+    declared, place = layer.tt.declaration, layer.dim % (x.ndim - 1)
+    dtype = promoted(layer, x.dtype)
+    old = begun(layer, x[0], dtype)
     last = moved(x, place + 1, x.ndim - 1).to(dtype)
     parameters = declared.parameter_fields(*_as(dtype, _effective(layer, layer.tt)))
     found = layer.sequence(declared.state_fields(*old), last, parameters)
@@ -179,24 +173,8 @@ def _checked(
     layer: Any, found: Any, old: Sequence[Tensor], x: Tensor
 ) -> tuple[Mapping[str, Tensor], Tensor]:
     """What ``sequence`` returns, where it is what it should be."""
-    declared = layer.tt.declaration.states
-    if not answers(found):
-        names = ", ".join(f"{name!r}: tensor" for name in declared)
-        raise StateError(
-            layer, f"sequence must return ({{{names}}}, outputs) or None, got {outlined(found)}"
-        )
-    new, y = found
-    if new.keys() != declared.keys():
-        raise StateError(
-            layer, f"sequence must return the states {sorted(declared)}, got {sorted(new)}"
-        )
-    for name, state in zip(declared, old, strict=True):
-        if new[name].shape != state.shape:
-            raise StateError(
-                layer,
-                f"sequence must return {name} in its own shape {list(state.shape)} (neurons last), "
-                f"got {list(new[name].shape)}",
-            )
+    new, y = answered(layer, "sequence", "outputs) or None", found)
+    check_shapes(layer, "sequence", new, old)
     place = layer.dim % (x.ndim - 1) + 1
     around = [size for at, size in enumerate(x.shape) if at != place]
     if y.ndim != x.ndim or list(y.shape[:-1]) != around:

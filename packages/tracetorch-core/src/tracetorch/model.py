@@ -17,7 +17,7 @@ from tracetorch.layer import Layer
 from tracetorch.layer_states import refuse_left_overs
 from tracetorch.sequences.decision import Decisions, numbered_decisions
 from tracetorch.sequences.fold import in_use
-from tracetorch.sequences.unrolling import Options, restore, standing, unrolled
+from tracetorch.sequences.unrolling import Options, unrolled
 from tracetorch.states import IncompatibleStates, checked_states, compared
 from tracetorch.summary import ParameterCount, count, table
 from tracetorch.walk import Boundary, named_layers, unregistered
@@ -171,8 +171,8 @@ class Model(Boundary):
             strict: refuse names the model does not have, and demand every one it has.
 
         Returns:
-            The qualified names that did not fit, as ``load_state_dict`` does: ``missing``, whose
-            states stay as they are, and ``unexpected``, which are left out.
+            The qualified names that did not fit: ``missing``, whose states stay as they are, and
+            ``unexpected``, which are left out.
 
         Raises:
             TypeError: ``states`` is no mapping.
@@ -223,8 +223,7 @@ class Model(Boundary):
             device: where to put the states; each layer's own device where None.
 
         Returns:
-            The qualified names that did not fit, as ``load_state_dict`` does: ``missing`` in the
-            file, whose states stay as they are, and ``unexpected`` in it, which are left out.
+            As of :meth:`set_states`, with the file's names for those of ``states``.
 
         Raises:
             ValueError: another suffix.
@@ -241,12 +240,13 @@ class Model(Boundary):
 
     def _for_all(self, change: Callable[[str, Layer], None]) -> None:
         """Change the states of every layer: all or none."""
-        before = standing(self)
+        before = [(name, layer, layer.tt.states) for name, layer in self.named_layers()]
         try:
-            for name, layer in self.named_layers():
+            for name, layer, _ in before:
                 change(name, layer)
         except BaseException:
-            restore(self, before)
+            for _, layer, states in before:
+                layer.tt.states = states
             raise
 
     # ------------------------------------------------------------------ sequences

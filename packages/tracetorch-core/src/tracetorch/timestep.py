@@ -7,7 +7,7 @@ what it returns is checked.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,22 +35,14 @@ def timestep(layer: Any, x: Tensor, parameters: Any) -> tuple[Tensor, States]:
     """
     declared, place = layer.tt.declaration, layer.dim % x.ndim
     dtype = promoted(layer, x.dtype)
-    old = [
-        spec.to_last(state, place)
-        for spec, state in zip(declared.states.values(), standing(layer, x, dtype), strict=True)
-    ]
+    old = begun(layer, x, dtype)
     last = moved(x, place, x.ndim - 1).to(dtype)
     random = random_state(layer, x)
     with drawing(layer, random, x):
         new, y = _checked(layer, old, last, parameters)
+    check_shapes(layer, "step", new, old)
     kept: States = {}
-    for (name, spec), state in zip(declared.states.items(), old, strict=True):
-        if new[name].shape != state.shape:
-            raise StateError(
-                layer,
-                f"step must return {name} in its own shape {list(state.shape)} (neurons last), "
-                f"got {list(new[name].shape)}",
-            )
+    for name, spec in declared.states.items():
         # what others write into the input or the output is not to change a state
         found = new[name].clone() if alike(new[name], last) else new[name]
         kept[name] = spec.from_last(found.to(dtype), place)
@@ -59,6 +51,13 @@ def timestep(layer: Any, x: Tensor, parameters: Any) -> tuple[Tensor, States]:
     if any(alike(y, other) for other in (last, *old, *new.values())):
         y = y.clone()
     return moved(y, -1, -1 if layer.dim == y.ndim - 1 else layer.dim).to(x.dtype), kept
+
+
+def begun(layer: Any, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The states that a timestep begins with, neurons last."""
+    specs, place = layer.tt.declaration.states.values(), layer.dim % x.ndim
+    pairs = zip(specs, standing(layer, x, dtype), strict=True)
+    return [spec.to_last(state, place) for spec, state in pairs]
 
 
 def _checked(
@@ -82,30 +81,51 @@ def _checked(
                     obj=fields,
                 ) from None
         raise
-    if not answers(found):
-        names = ", ".join(f"{name!r}: tensor" for name in declared.states)
-        raise StateError(layer, f"step must return ({{{names}}}, output), got {outlined(found)}")
-    if found[0].keys() != declared.states.keys():
-        raise StateError(
-            layer, f"step must return the states {sorted(declared.states)}, got {sorted(found[0])}"
-        )
+    answer = answered(layer, "step", "output)", found)
     for name, version in versions.items():
         if given[name]._version != version:
             raise StateError(
                 layer, f"step writes into {name} in place; it must compute new tensors instead"
             )
-    return found  # type: ignore[no-any-return]
+    return answer
 
 
-def answers(found: Any) -> bool:
-    """Whether it is new states by name, and an output."""
-    return (
+def answered(
+    layer: Any, method: str, wanted: str, found: Any
+) -> tuple[Mapping[str, Tensor], Tensor]:
+    """What a layer's own method returned: every state by name, and an output.
+
+    Raises:
+        StateError: it is something else; the message says what is ``wanted`` after the states.
+    """
+    declared = layer.tt.declaration.states
+    if not (
         isinstance(found, tuple)
         and len(found) == 2
         and isinstance(found[0], Mapping)
         and isinstance(found[1], Tensor)
         and all(isinstance(state, Tensor) for state in found[0].values())
-    )
+    ):
+        names = ", ".join(f"{name!r}: tensor" for name in declared)
+        raise StateError(
+            layer, f"{method} must return ({{{names}}}, {wanted}, got {outlined(found)}"
+        )
+    if found[0].keys() != declared.keys():
+        raise StateError(
+            layer, f"{method} must return the states {sorted(declared)}, got {sorted(found[0])}"
+        )
+    return found[0], found[1]
+
+
+def check_shapes(layer: Any, method: str, new: Mapping[str, Tensor], old: Sequence[Tensor]) -> None:
+    """StateError unless the states that a method returned have the shapes they had."""
+    for name, state in zip(layer.tt.declaration.states, old, strict=True):
+        if new[name].shape != state.shape:
+            raise StateError(
+                layer,
+                f"{method} must return {name} in its own shape {list(state.shape)} (neurons last), "
+                f"got {list(new[name].shape)}",
+            )
 
 
 def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:

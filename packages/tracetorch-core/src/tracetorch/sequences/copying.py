@@ -155,12 +155,11 @@ class Copier:
         return self._rebuilt(value, name)
 
     def _fixed(self, value: Any, name: str) -> Any:
-        kind, items = type(value), [self.copied(item, name) for item in value]
-        same = all(new is old for new, old in zip(items, value, strict=True))
-        if same and not attributes_of(value):
-            return value
         if attributes_of(value):
             return self._rebuilt(value, name)
+        kind, items = type(value), [self.copied(item, name) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
         return tuple.__new__(kind, items) if isinstance(value, tuple) else kind(items)
 
     def _module(self, module: Any, name: str) -> Any:

@@ -30,14 +30,11 @@ class Glance:
 
     Attributes:
         layers: the model's, however deep.
-        memoryless: its modules that are in none of the layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: list[Layer] = [layer for _, layer in named_layers(model)]
-        inside = {id(part) for layer in self.layers for part in layer.modules()}
         found = {id(module): module for module in _modules(model)}
-        self.memoryless = [module for module in found.values() if id(module) not in inside]
         found |= {id(part): part for layer in self.layers for part in layer.modules()}
         self._modules = [*found.values()]
         self._hooks = [vars(module)[name] for module in self._modules for name in HOOKS]

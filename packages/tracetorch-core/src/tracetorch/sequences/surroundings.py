@@ -71,26 +71,25 @@ def surroundings(copier: Copier) -> list[Site]:
     sites: list[Site] = []
     done: set[Any] = set()
     mentioned: set[str] = set()
-    found = True
-    while found:  # until nothing more comes of what has come
+    while True:  # until nothing more comes of what has come
         places: list[Place] = []
-        for function in _functions(copier):
-            if function not in done and not settled(function.__module__):
-                done.add(function)
-                mentioned |= names_of(function).mentioned
-                places += _places(function, copier)
+        functions = dict.fromkeys(f for f in _functions(copier) if f not in done)
+        for function in functions:
+            done.add(function)
+            mentioned |= names_of(function).mentioned
+            places += _places(function, copier)
         for kind in _users(copier):
             names = sorted(mentioned & vars(kind).keys())
             places += [_of_class(kind, name) for name in names if not name.startswith("__")]
         for owner in (*copier.shared.values(),):
             places += _of_the_one(owner, mentioned)
-        new = [place for place in places if place.key not in done]
-        for place in new:
+        places = [place for place in places if place.key not in done]
+        if not functions and not places:
+            return sites
+        for place in places:
             if place.key not in done:
                 done.add(place.key)
                 sites += _site(place, copier)
-        found = bool(new) or any(function not in done for function in _functions(copier))
-    return sites
 
 
 def _functions(copier: Copier) -> list[types.FunctionType]:
@@ -125,7 +124,6 @@ def _places(function: types.FunctionType, copier: Copier) -> Iterator[Place]:
             yield _item(vars(function), name, f"{own}.{name}")
     known = function.__globals__
     for name in (names.read | names.written) & known.keys():
-        copier.look(known[name])
         yield _item(known, name, f"the global {name}")
     for name in names.imported & sys.modules.keys():
         copier.look(sys.modules[name])

@@ -79,10 +79,10 @@ class Twin:
             context.run(what)
         finally:
             for site in reversed(put):
-                if site.changed():
+                changed = site.changed()
+                if changed:
                     self._found.add(site.place.name)
-                    site.place.put(site.original)
-                elif site.copy is not site.original:
+                if changed or site.copy is not site.original:
                     site.place.put(site.original)
             if dict(os.environ) != environment:
                 self._found.add("the environment")
