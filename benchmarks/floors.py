@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from tracetorch import snn
 
-from benchmarks import layers, recurrent
+from benchmarks import layers, recording, recurrent
 from benchmarks.harness import Rounds, timed_by
 from benchmarks.peers import looped
 from benchmarks.tables import ratio, table
@@ -55,6 +55,11 @@ def _cell(name: str) -> float:
     return ratio(recurrent.cell(name, Shape(100, 16, 256), ROUNDS), recurrent.TORCH)
 
 
+def _recorded() -> float:
+    entry = recording.compared(SHAPE, ROUNDS, alone=False)
+    return 1 / ratio(entry, recording.RECORDED)
+
+
 FLOORS = (
     Floor("LIB, eager ÷ fused", lambda: _fused(snn.LIB), 3),
     Floor("DSRLITS, eager ÷ fused", lambda: _fused(snn.DSRLITS), 8),
@@ -62,6 +67,7 @@ FLOORS = (
     Floor("a handful of layers, eager ÷ fused, geometric mean", _handful, 4),
     Floor("LSTM, torch.nn ÷ unrolled", lambda: _cell("LSTM"), 0.6),
     Floor("GRU, torch.nn ÷ unrolled", lambda: _cell("GRU"), 0.6),
+    Floor("Linear and SLIB unrolled ÷ with two states recorded", _recorded, 0.67),
 )
 
 

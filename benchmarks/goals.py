@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmarks import layers, memory, recurrent, scaling, startup
+from benchmarks import layers, memory, recording, recurrent, scaling, startup
 from benchmarks.harness import OURS, Data, fastest_peer, increments, median
 from benchmarks.peers import CHUNKED
 from benchmarks.tables import ratio, table
@@ -103,6 +103,12 @@ def _stepped(data: Data) -> Verdict:
     return text, None if None in reached else all(reached)
 
 
+def _recorded(data: Data) -> Verdict:
+    found = {key: ratio(data[key], recording.RECORDED) for key in ("network", "layer")}
+    text = f"Linear and layer {found['network']:.2f}×, the layer alone {found['layer']:.2f}×"
+    return text, found["network"] <= 1.5
+
+
 def _cells(data: Data) -> Verdict:
     found = {name: ratio(data["cells"][name], recurrent.TORCH) for name in ("LSTM", "GRU")}
     text = ", ".join(f"{name} {value:.2f}×" for name, value in found.items())
@@ -154,6 +160,7 @@ ROWS: tuple[tuple[str, str, str, Judge], ...] = (
     ("LIB forward / backward against moving its bytes", "≤ 3× / ≤ 5×", "onm", _copying),
     ("peak memory of a training step, against the leanest peer", "≤ 1/3", "memory", _memory),
     ("stepped loop, LIB, against the fastest peer's", "1×", "stepping", _stepped),
+    ("forward pass with two states recorded, to without", "≤ 1.5×", "recording", _recorded),
     ("LSTM, GRU unrolled against torch.nn", "0.95×", "recurrent", _cells),
     ("SelectiveSSM training step against mambapy", "2×", "recurrent", _scan),
     ("SelectiveSSM peak memory against mambapy", "≤ 1/3", "memory", _scan_memory),

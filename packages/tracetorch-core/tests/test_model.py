@@ -247,7 +247,7 @@ def test_the_summary_is_a_table() -> None:
     model = Holder(Trace(3, beta=0.5), {"mix": Trace(12, dim=1)}, Two())
     model.fc = nn.Linear(20, 100)
     model.held[0](torch.ones(5, 3))
-    assert model.summary().splitlines() == [
+    assert str(model.summary()).splitlines() == [
         "layer                                   parameters  states  state per sample",
         "held.0      Trace(3, beta=0.5, dim=-1)  3           mem     3",
         "held.1.mix  Trace(12, beta=0.8, dim=1)  12          mem     -",
@@ -273,9 +273,9 @@ def test_the_summary_says_the_states_of_one_sample(
 ) -> None:
     layer.zero_states()
     model = Holder(layer)
-    assert model.summary().splitlines()[1].split()[-1] == "-"
+    assert str(model.summary()).splitlines()[1].split()[-1] == "-"
     model(torch.ones(shape))
-    assert model.summary().splitlines()[1].split()[-1] == size
+    assert str(model.summary()).splitlines()[1].split()[-1] == size
 
 
 # ---------------------------------------------------------------- where an error is

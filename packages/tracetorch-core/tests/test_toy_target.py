@@ -86,6 +86,8 @@ def _forward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
         new = code["forward"]({**fixed, **states, "x": x[t]})
         y[t] = new["y"]
         states = {name: new[f"new {name}"] for name in states}
+        for name in kernel.recorded:
+            at[f"every {name}"].reshape(steps, lanes)[t] = states[name]
     for name, state in states.items():
         at[f"new {name}"].reshape(lanes)[:] = state
 
@@ -105,6 +107,9 @@ def _backward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
             new = code["forward"]({**fixed, **past[-1], "x": x[t]})
             past.append({name: new[f"new {name}"] for name in kernel.traced.states})
         for t, old in zip(reversed(span), reversed(past), strict=True):
+            for name in kernel.recorded:
+                if at[f"grad every {name}"] is not None:
+                    grads[name] = grads[name] + at[f"grad every {name}"].reshape(steps, lanes)[t]
             given = {f"grad new {name}": grad for name, grad in grads.items()}
             found = code["backward"]({**fixed, **old, **given, "x": x[t], "grad y": grad_y[t]})
             grads = {name: found.get(f"grad {name}", none[0]) for name in grads}

@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def results(
     backend: str,
     asked: Iterable[str] | None = None,
     reached: Sequence[str] | None = None,
+    record: Sequence[str] = (),
 ) -> Results:
-    """Outputs, final states, gradients of a weighted sum of both; from incoming states.
+    """Outputs, final and recorded states, gradients of a weighted sum of all; from incoming states.
 
     ``asked``: which of ``x``, states and raw parameters want a gradient, by default all;
     ``reached``: which of ``y`` and ``final …`` the sum is of, by default all.
@@ -82,8 +84,10 @@ def results(
         source.requires_grad_(name in wanted)
     layer.set_states({name: sources[name] for name in layer.tt.states})
     with tt.backends.use(backend):
-        y = layer.unroll(sources["x"])
+        with tt.record(layer, *record, detach=False) if record else nullcontext({}) as recorded:
+            y = layer.unroll(sources["x"])
         found = {"y": y, **{f"final {name}": s for name, s in layer.get_states().items()}}
+        found |= {f"every {name}": values for name, values in recorded.items()}
         weights = {name: torch.randn(v.shape).to(v) for name, v in found.items()}
         loss = [(found[name] * weights[name]).sum() for name in reached or found]
         gradients = torch.autograd.grad(
@@ -123,6 +127,16 @@ def assert_all_alike(
 def test_every_length_of_sequence(make: type[tt.Layer], steps: int) -> None:
     x = torch.randn(steps, 3, 7, dtype=torch.float64)
     assert_all_alike(make(7).double(), x, 1e-10)
+
+
+@pytest.mark.parametrize("record", [["mem"], ["raised"], ["mem", "raised"]])
+@pytest.mark.parametrize("steps", [1, PERIOD, 70])
+def test_recorded_states_and_their_gradients(record: list[str], steps: int) -> None:
+    x = torch.randn(steps, 3, 7, dtype=torch.float64)
+    layer = testing.AdaptiveLIF(7).double()
+    assert_all_alike(layer, x, 1e-10, record=record)
+    assert_all_alike(layer, x, 1e-10, record=record, reached=[f"every {name}" for name in record])
+    assert_all_alike(layer, x, 1e-10, record=record, reached=["y"])
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])

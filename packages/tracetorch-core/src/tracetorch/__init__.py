@@ -13,15 +13,19 @@ __path__ = extend_path(__path__, __name__)
 from tracetorch import backends, constraints, functional
 from tracetorch.backends import BackendError
 from tracetorch.constraints import Constraint
-from tracetorch.errors import FoldError, LayerError, StateError, StateFileError
+from tracetorch.errors import FoldError, LayerError, RecordError, StateError, StateFileError
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 from tracetorch.randomness import Random
+from tracetorch.recorder import record
+from tracetorch.recording import Recording
 from tracetorch.sequences.checking import check_unroll
 from tracetorch.sequences.recomputing import restored_states
+from tracetorch.summary import Summary
 from tracetorch.walk import named_layers
 
 if TYPE_CHECKING:
+    from tracetorch import measures as measures
     from tracetorch import plot as plot
     from tracetorch import rnn as rnn
     from tracetorch import snn as snn
@@ -37,18 +41,22 @@ __all__ = [
     "LayerError",
     "Model",
     "Random",
+    "RecordError",
+    "Recording",
     "StateError",
     "StateFileError",
+    "Summary",
     "backends",
     "check_unroll",
     "constraints",
     "functional",
     "named_layers",
+    "record",
     "restored_states",
 ]
 
 _SIBLINGS = ("plot", "rnn", "snn")
-_LAZY = ("testing",)
+_LAZY = ("measures", "testing")
 
 
 def __getattr__(name: str) -> Any:

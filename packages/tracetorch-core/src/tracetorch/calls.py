@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.choice import EAGER, cannot, chosen
+from tracetorch.choice import EAGER, cannot, chosen, say
 from tracetorch.declaration import Record
 from tracetorch.effective import effective, promoted
 from tracetorch.engine import serving
@@ -83,8 +83,26 @@ def called(layer: Any, x: Tensor) -> Tensor:
     return y
 
 
-def unrolled(layer: Any, x: Tensor) -> Tensor:
-    """A whole sequence: the outputs; the states are the final ones, or those from before.
+class Unrolled(NamedTuple):
+    """What came of a whole sequence.
+
+    Attributes:
+        y: outputs ``[T, …]``.
+        recorded: states after every timestep that were asked for; None where the layer was called
+            at each.
+    """
+
+    y: Tensor
+    recorded: Mapping[str, Tensor] | None
+
+
+def unrolled(layer: Any, x: Tensor, record: Sequence[str] = ()) -> Unrolled:
+    """A whole sequence; the states are the final ones, or those from before.
+
+    Args:
+        layer: a layer.
+        x: ``[T, …]``.
+        record: names of states that are wanted after every timestep.
 
     Raises:
         TypeError: ``x`` is no floating-point tensor.
@@ -101,14 +119,16 @@ def unrolled(layer: Any, x: Tensor) -> Tensor:
     check_input(layer, x[0])
     before = layer.tt.states
     try:
-        y = _at_once(layer, x)
-        return torch.stack([layer(timestep) for timestep in x]) if y is None else y
+        found = _at_once(layer, x, tuple(record))
+        if found is None:
+            found = Unrolled(torch.stack([layer(timestep) for timestep in x]), None)
+        return found
     except BaseException:
         layer.tt.states = before
         raise
 
 
-def _at_once(layer: Any, x: Tensor) -> Tensor | None:
+def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
     """The sequence by the layer's own method or a kernel; None where it has to be stepped."""
     if chosen() == EAGER or mode.transformed():
         return None
@@ -117,13 +137,18 @@ def _at_once(layer: Any, x: Tensor) -> Tensor | None:
         cannot(layer, why)
         return None
     if not hasattr(type(layer).sequence, "standard"):
-        return _by_its_own(layer, x)
+        if record:
+            say(f"{type(layer).__name__} runs step by step: {Reason(Unfused.RECORDED)}")
+            return None
+        y = _by_its_own(layer, x)
+        return None if y is None else Unrolled(y, {})
     parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
-    answer = serving.unroll(_request(layer, x, x[0], parameters, single=False))
+    request = _request(layer, x, x[0], parameters, single=False)
+    answer = serving.unroll(request._replace(recorded=record) if record else request)
     if answer is None:
         return None
     _keep(layer, answer, x[0], len(x))
-    return answer.y
+    return Unrolled(answer.y, dict(zip(record, answer.recorded, strict=True)))
 
 
 def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:

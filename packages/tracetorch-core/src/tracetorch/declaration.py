@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from tracetorch.effective import Constants
+from tracetorch.modules import Bookkeeping
 from tracetorch.parameters import ParameterSpec
 from tracetorch.passage import Passage
 from tracetorch.randomness import RANDOM
@@ -50,14 +51,6 @@ class Declaration:
 def _fields(name: str, fields: Iterable[str]) -> Callable[..., Any]:
     kind: Callable[..., Any] = namedtuple(name, list(fields))  # type: ignore[misc]
     return kind
-
-
-class Bookkeeping:
-    """What this library keeps on a user's module: in it is nothing of the user's."""
-
-    def renewed(self) -> Bookkeeping:
-        """The same for a copy of the module."""
-        raise NotImplementedError
 
 
 class Record(Bookkeeping):

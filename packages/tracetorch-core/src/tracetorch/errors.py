@@ -61,6 +61,10 @@ class StateError(LayerError):
     """A state, or what should become one, does not fit its layer or its input."""
 
 
+class RecordError(LayerError):
+    """What was to be recorded of a layer cannot be, or is too much."""
+
+
 class FoldError(RuntimeError):
     """A model's timesteps were to run at once and cannot, or have changed something by it."""
 

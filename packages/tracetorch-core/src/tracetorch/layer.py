@@ -208,7 +208,7 @@ class Layer(Stateful):
             Outputs ``[T, …]``. If a timestep fails, the states are as they were before.
         """
         passage = self.tt.passage
-        return unrolled(self, x) if passage is None else passage.unroll(self, x)
+        return unrolled(self, x).y if passage is None else passage.unroll(self, x)
 
     def kernel_source(
         self,

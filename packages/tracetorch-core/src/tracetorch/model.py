@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +14,9 @@ from tracetorch.errors import StateError, located
 from tracetorch.layer import Layer
 from tracetorch.layer_states import refuse_left_overs
 from tracetorch.sequences.decision import Decisions, numbered_decisions
-from tracetorch.sequences.fold import in_use
 from tracetorch.sequences.unrolling import Options, unrolled
 from tracetorch.states import IncompatibleStates, checked_states, compared
-from tracetorch.summary import ParameterCount, count, table
+from tracetorch.summary import ParameterCount, Summary, count, looked_at, plain
 from tracetorch.walk import Boundary, named_layers, unregistered
 
 
@@ -68,28 +65,8 @@ class Model(Boundary):
         """``forward``; an error of a layer says the layer's qualified name."""
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
-        with self._alone():
+        with self.tt.alone(self):
             return super().__call__(*args, **kwargs)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Within it, this thread has the model.
-
-        Raises:
-            RuntimeError: another thread has it.
-        """
-        own, me = self.tt, threading.get_ident()
-        # one operation, which no other thread can come between
-        having = vars(own).setdefault("having", me)
-        if having != me:
-            raise RuntimeError(in_use(self))
-        own.depth += 1
-        try:
-            yield
-        finally:
-            own.depth -= 1
-            if not own.depth:
-                vars(own).pop("having", None)
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """Every layer with its qualified name: registered ones first, then those in containers.
@@ -297,7 +274,7 @@ class Model(Boundary):
         options = Options(time_dim, lengths, chunk_size, detach_every, recompute, fold)
         if torch.compiler.is_compiling():
             return unrolled(self, x, options)
-        with self._alone():
+        with self.tt.alone(self):
             return unrolled(self, x, options)
 
     # ------------------------------------------------------------------ inference
@@ -323,12 +300,18 @@ class Model(Boundary):
         return count(self)
 
     @located
-    def summary(self) -> str:
-        """A table: each layer, its parameters, its states and their size per sample.
+    def summary(self, x: Tensor | None = None, lengths: Tensor | None = None) -> Summary:
+        """A table: each layer, its parameters, its states and, given ``x``, what it does with it.
 
-        A state's size is known once it has been created; ``-`` stands for it before.
+        Printed, it is the table; its ``rows`` are the same as data. The model is left as it was.
+
+        Args:
+            x: ``[T, B, …]``, to be unrolled in evaluation mode from fresh states. Then modules of
+                torch are in the table too, with shapes, rates, silent neurons, synaptic operations,
+                and whether it runs folded and fused; if not, why.
+            lengths: integers ``[B]`` in 0…T: what comes after a sample's own length is not counted.
         """
-        return table(self)
+        return plain(self) if x is None else looked_at(self, x, lengths)
 
     # ------------------------------------------------------------------ being a module
 

@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+
+class Bookkeeping:
+    """What this library keeps on a user's module: in it is nothing of the user's."""
+
+    def renewed(self) -> Bookkeeping:
+        """The same for a copy of the module."""
+        raise NotImplementedError
+
+
+class Observer(Bookkeeping):
+    """A forward hook that only looks on, so that it makes no difference to how a model runs.
+
+    It sees a timestep ``[B, …]``, or several at once, ``[T·B, …]``. In a copy of the module it
+    sees nothing. Not for what is within a layer: a kernel runs no hooks.
+
+    Args:
+        look: is given the module, the tuple of its inputs, and the output.
+    """
+
+    def __init__(self, look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> None:
+        self._look = look
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Look on."""
+        self._look(module, inputs, output)
+
+    def renewed(self) -> Observer:
+        """One that does nothing."""
+        return Observer(_nothing)
+
+
+def _nothing(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    del module, inputs, output
 
 
 def parts(module: nn.Module) -> list[nn.Module]:
@@ -22,7 +57,14 @@ _everywhere: Any = nn.modules.module
 
 def hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks, its own or those on every module."""
-    return any(getattr(module, name) for name in HOOKS) or hooked_everywhere()
+    own = any(getattr(module, name) for name in HOOKS)
+    return (own and not _observed(module)) or hooked_everywhere()
+
+
+def _observed(module: nn.Module) -> bool:
+    """Whether its hooks only look on."""
+    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
+    return all(isinstance(hook, Observer) for hook in hooks)
 
 
 def hooked_everywhere() -> bool:

@@ -35,6 +35,14 @@ class Passage(Protocol):
         """Raise where the layer's states must not be read or changed from outside now."""
         raise NotImplementedError
 
+    def place(self) -> object:
+        """How far what it keeps of the calls has come."""
+        return None
+
+    def back(self, place: Any) -> None:
+        """Forget the calls that have come since: they have failed, and count as not made."""
+        del place
+
 
 _thread = threading.local()
 
@@ -42,6 +50,29 @@ _thread = threading.local()
 def under_way() -> bool:
     """Whether this thread is in a forward pass over several timesteps, outside of its layers."""
     return getattr(_thread, "under_way", False)
+
+
+def active() -> Tensor | None:
+    """Which samples of the batch ``[B]`` this thread's timesteps are for; None: for all."""
+    found: Tensor | None = getattr(_thread, "active", None)
+    return found
+
+
+class Active:
+    """Within it, some samples' sequences are over; theirs are no timesteps any more."""
+
+    def __init__(self, samples: Tensor | None) -> None:
+        self._now = samples
+        self._before: Tensor | None = None
+
+    def __enter__(self) -> None:
+        if not torch.compiler.is_compiling():
+            self._before = active()
+            _thread.active = self._now
+
+    def __exit__(self, *_: object) -> None:
+        if not torch.compiler.is_compiling():
+            _thread.active = self._before
 
 
 class Timesteps:

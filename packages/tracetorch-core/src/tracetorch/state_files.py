@@ -9,12 +9,10 @@ and covers every byte before it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tracetorch.atomic import replaced
 from tracetorch.errors import StateFileError
 
 FORMAT = "tracetorch-states-1"
@@ -83,7 +82,7 @@ def write(path: str | os.PathLike[str], content: StateFile) -> None:
         sort_keys=True,
     )
     pack, _ = _FORMATS[path.suffix]
-    _replace(path, pack(manifest, tensors))
+    replaced(path, pack(manifest, tensors))
 
 
 def read(path: str | os.PathLike[str]) -> StateFile:
@@ -197,22 +196,6 @@ def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
 
 
 def _first_line(error: Exception) -> str:

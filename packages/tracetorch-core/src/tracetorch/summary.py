@@ -1,14 +1,27 @@
-"""What a model is made of: counted, and as a table."""
+"""What a model is made of, and what it does with a sequence: counted, and as a table."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from tracetorch.backends import READY, status
+from tracetorch.layer import Layer
 from tracetorch.layer_states import batched
+from tracetorch.modules import Observer
+from tracetorch.passage import active
 from tracetorch.randomness import RANDOM
+from tracetorch.recorder import INPUT, OUTPUT, Listener, listening
+from tracetorch.sequences.decision import kind_of
 from tracetorch.walk import named_layers
+
+if TYPE_CHECKING:
+    from tracetorch.measures import Count, Operations
 
 
 class ParameterCount(NamedTuple):
@@ -36,23 +49,259 @@ def count(model: nn.Module) -> ParameterCount:
     )
 
 
-def table(model: nn.Module) -> str:
-    """A line for each layer: its parameters, its states, and their size per sample."""
-    rows = [("layer", "", "parameters", "states", "state per sample")]
-    for name, layer in named_layers(model):
-        own = sum(p.numel() for p in layer.parameters())
-        sizes = [
-            state.shape[1 if batched(layer, key, state) else 0 :].numel()
-            for key, state in layer.get_states().items()
-            if key != RANDOM
+# ---------------------------------------------------------------------- the table
+
+
+class Row(NamedTuple):
+    """One layer or module. What only a sequence shows is None, or empty, without one.
+
+    Attributes:
+        name: its qualified name.
+        kind: its class.
+        text: its ``repr``, if it is a tt layer.
+        parameters: how many it has.
+        states: names of its states.
+        state_size: how many numbers they are per sample; None where they have not been created.
+        state_bytes: how many bytes.
+        input: shape of a timestep ``[B, …]``.
+        output: of its output.
+        rate: of a tt layer, the share of outputs that are not zero: of a spiking one, its rate.
+        silent: of a tt layer, how many of its neurons never put out anything else than zero.
+        neurons: of how many.
+        operations: synaptic operations over the whole batch.
+        path: ``"fused"`` or ``"stepped"``, of a tt layer.
+        why: why it is stepped.
+    """
+
+    name: str
+    kind: str
+    text: str
+    parameters: int
+    states: tuple[str, ...] = ()
+    state_size: int | None = None
+    state_bytes: int | None = None
+    input: tuple[int, ...] | None = None
+    output: tuple[int, ...] | None = None
+    rate: float | None = None
+    silent: int | None = None
+    neurons: int | None = None
+    operations: Count | None = None
+    path: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model as a table; ``str`` and ``print`` show it.
+
+    Attributes:
+        rows: one for each layer; with a sequence, also for each of torch's modules.
+        parameters: of the model.
+        operations: over the whole batch, where a sequence was given.
+        unfolded: why all timesteps do not run at once; empty where they do, None without a
+            sequence.
+    """
+
+    rows: tuple[Row, ...]
+    parameters: ParameterCount
+    operations: Operations | None = None
+    unfolded: str | None = None
+
+    def __str__(self) -> str:
+        cells = _plain_cells(self.rows) if self.operations is None else self._cells(self.operations)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in cells
         ]
-        per_sample = str(sum(sizes)) if len(sizes) == len(layer.tt.declaration.states) else "-"
-        rows.append((name, repr(layer), f"{own:,}", ", ".join(layer.tt.states), per_sample))
-    total, in_layers, learnable = count(model)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        total, in_layers, learnable = self.parameters
+        lines.append(f"{total:,} parameters, {in_layers:,} in tt layers, {learnable:,} learnable")
+        return "\n".join([*lines, *(() if self.operations is None else self._notes())])
+
+    def _cells(self, operations: Operations) -> list[tuple[str, ...]]:
+        head = ("layer", "", "output", "parameters", "state bytes", "rate", "silent")
+        cells = [(*head, "dense", "MACs", "ACs", "runs")]
+        for row in self.rows:
+            counts = ("", "", "")
+            if row.operations is not None:
+                each = [n / max(operations.samples, 1) for n in row.operations]
+                counts = (_number(each[0]), _number(each[1]), _number(each[2]))
+            cells.append((
+                row.name, row.kind, _shape(row.output), f"{row.parameters:,}",
+                "" if not row.states else _or_dash(row.state_bytes),
+                "" if row.rate is None else f"{row.rate:.3f}",
+                f"{row.silent:,} of {row.neurons:,}" if row.silent else "",
+                *counts, row.path,
+            ))  # fmt: skip
+        return cells
+
+    def _notes(self) -> Iterator[str]:
+        operations = self.operations
+        if operations is None:
+            return
+        dense, macs, acs = (_number(n / max(operations.samples, 1)) for n in operations.total)
+        yield f"operations of a sequence: {dense} dense, {macs} MACs, {acs} ACs"
+        if operations.uncounted:
+            yield f"not counted: {', '.join(operations.uncounted)}"
+        dead = [row.name for row in self.rows if row.neurons and row.silent == row.neurons]
+        if dead:
+            yield f"silent: {', '.join(dead)}"
+        yield f"stepped: {self.unfolded}" if self.unfolded else "folded"
+        yield from (f"{row.name} is stepped: {row.why}" for row in self.rows if row.why)
+
+
+def _plain_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    cells = [("layer", "", "parameters", "states", "state per sample")]
+    return cells + [
+        (row.name, row.text, f"{row.parameters:,}", ", ".join(row.states), _or_dash(row.state_size))
         for row in rows
     ]
-    lines.append(f"{total:,} parameters, {in_layers:,} in tt layers, {learnable:,} learnable")
-    return "\n".join(lines)
+
+
+def _or_dash(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "" if shape is None else str(list(shape))
+
+
+def _number(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 10 * size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:,.0f}"
+
+
+# ---------------------------------------------------------------------- without a sequence
+
+
+def plain(model: nn.Module) -> Summary:
+    """A row for each layer: its parameters, its states, and their size per sample."""
+    return Summary(tuple(_layer(name, layer) for name, layer in named_layers(model)), count(model))
+
+
+def _layer(name: str, layer: Layer) -> Row:
+    shapes = {
+        key: (state.shape[1 if batched(layer, key, state) else 0 :].numel(), state.itemsize)
+        for key, state in layer.tt.states.items()
+        if state is not None and key != RANDOM
+    }
+    known = len(shapes) == len(layer.tt.declaration.states)
+    return Row(
+        name, type(layer).__name__, repr(layer), sum(p.numel() for p in layer.parameters()),
+        tuple(layer.tt.states),
+        sum(size for size, _ in shapes.values()) if known else None,
+        sum(size * itemsize for size, itemsize in shapes.values()) if known else None,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- with one
+
+
+def looked_at(model: Any, x: Tensor, lengths: Tensor | None) -> Summary:
+    """The same, and torch's modules, with what they do with a sequence ``[T, B, …]``."""
+    from tracetorch.measures.operating import left_as_it_was, operations
+
+    layers = dict(named_layers(model))
+    heard = {name: _Sums() for name in layers}
+    seen: dict[str, _Seen] = {}
+    with left_as_it_was(model, [*layers.values()], x.device):
+        for layer in layers.values():
+            layer.zero_states()
+        counted = operations(model, x, lengths)
+        with ExitStack() as stack:
+            stack.enter_context(listening([(layers[name], heard[name]) for name in layers]))
+            for name, module in _leaves(model, layers):
+                seen[name] = _Seen(module, len(x), x.shape[1])
+                handle = module.register_forward_hook(Observer(seen[name].look))
+                stack.callback(handle.remove)
+            model.unroll(x, lengths=lengths)
+        verdict = model.tt.verdicts.get(kind_of(model, x))
+        stepped = status(model)
+        rows = {name: heard[name].row(_layer(name, layer)) for name, layer in layers.items()}
+    for name, row in rows.items():
+        why = "" if stepped[name] == READY else stepped[name]
+        rows[name] = row._replace(path="stepped" if why else "fused", why=why)
+    rows |= {name: one.row(name) for name, one in seen.items()}
+    order = [*dict.fromkeys([*(name for name, _ in model.named_modules()), *layers])]
+    found = [
+        rows[name]._replace(operations=counted.rows.get(name)) for name in order if name in rows
+    ]
+    why = "" if verdict is None or verdict.why is None else str(verdict.why)
+    return Summary(tuple(found), count(model), counted, why)
+
+
+def _leaves(model: nn.Module, layers: Mapping[str, Layer]) -> Iterator[tuple[str, nn.Module]]:
+    """Torch's modules that hold no others, outside of layers."""
+    within = {id(part) for layer in layers.values() for part in layer.modules()}
+    for name, module in model.named_modules():
+        if module is not model and id(module) not in within and not [*module.children()]:
+            yield name, module
+
+
+class _Sums(Listener):
+    """How often a layer's neurons put out something."""
+
+    names = (INPUT, OUTPUT)
+
+    def __init__(self) -> None:
+        self._input: torch.Size | None = None
+        self._total = 0
+        self._fired: Tensor | None = None
+
+    def admit(self, layer: Layer, x: Tensor) -> None:
+        """Whatever comes."""
+
+    def put(self, layer: Layer, values: Mapping[str, Tensor]) -> None:
+        """Count."""
+        y, samples = values[OUTPUT], active()
+        self._input = values[INPUT].shape[1:]
+        if samples is not None:
+            y = y[:, samples.to(y.device)]
+        fired = (y != 0).sum((0, 1)) if y.ndim > 2 else (y != 0).sum(0)
+        self._fired = fired if self._fired is None else self._fired + fired
+        self._total += y.numel()
+        self._output = values[OUTPUT].shape[1:]
+
+    def place(self) -> tuple[int, Tensor | None]:
+        """What has been counted."""
+        return self._total, self._fired
+
+    def back(self, place: tuple[int, Tensor | None]) -> None:
+        """Only that."""
+        self._total, self._fired = place
+
+    def row(self, row: Row) -> Row:
+        """With what was found."""
+        fired = self._fired
+        if fired is None or self._input is None:
+            return row
+        return row._replace(
+            input=tuple(self._input),
+            output=tuple(self._output),
+            rate=float(fired.sum()) / max(self._total, 1),
+            silent=int((fired == 0).sum()),
+            neurons=fired.numel(),
+        )
+
+
+class _Seen:
+    """What a module of torch was given, and what it put out."""
+
+    def __init__(self, module: nn.Module, steps: int, batch: int) -> None:
+        self._module, self._steps, self._batch = module, steps, batch
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def look(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A timestep, or all at once."""
+        del module
+        for name, value in (("input", inputs[0] if inputs else None), ("output", output)):
+            if isinstance(value, Tensor) and value.ndim:
+                self._shapes[name] = (min(len(value), self._batch), *value.shape[1:])
+
+    def row(self, name: str) -> Row:
+        """With what was found."""
+        own = sum(p.numel() for p in self._module.parameters())
+        row = Row(name, type(self._module).__name__, "", own)
+        return row._replace(**self._shapes)

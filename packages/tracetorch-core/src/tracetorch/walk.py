@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.declaration import Bookkeeping
 from tracetorch.layer import Layer
+from tracetorch.modules import Bookkeeping
 
 # what holds no layers; a bound method is called back on whatever it is of: that is not held
 _ENDS = (

@@ -237,11 +237,16 @@ class _Forward(_Direction):
     def text(self) -> str:
         self.begin(2, "rest < width")
         states, kept = self.traced.states, self.kernel.remembered
+        recorded = self.kernel.recorded
         self.put("y", "y")
         for name in states:
             here = self.array("now", name)
-            self.say(1, f"real {here}[WIDTH];")
+            self.say(1, f"alignas(64) real {here}[WIDTH];")
             self.say(1, f"take({here}, width, pointers[{self.at[name]}], lane, rest);")
+        for index, name in enumerate(recorded):
+            place = f"(const real *)pointers[{self.at[f'every {name}']}] + lane"
+            large = f"rest % CHUNK == 0 && past_caches({place}, steps, lanes)"
+            self.say(1, f"const bool streams{index} = {large};")
         self.say(1, "for (int64_t t = 0; t < steps; ++t) {")
         if kept:
             self.say(2, "if (t % PERIOD == 0) {")
@@ -261,7 +266,12 @@ class _Forward(_Direction):
             put="y",
             ahead=["xs + (t + 1) * lanes"],
         )
-        self.say(1, "}", "if (streams) streamed();")
+        for index, name in enumerate(recorded):
+            place = f"pointers[{self.at[f'every {name}']}], t * lanes + lane"
+            self.say(2, f"give_row({self.array('now', name)}, {place}, rest, streams{index});")
+        self.say(1, "}")
+        some = " || ".join(["streams", *(f"streams{index}" for index in range(len(recorded)))])
+        self.say(1, f"if ({some}) streamed();")
         for name in states:
             place = f"pointers[{self.at[f'new {name}']}], lane"
             self.say(1, f"give({self.array('now', name)}, {place}, rest);")
@@ -322,6 +332,9 @@ class _Backward(_Direction):
             self.say(2, f"memset(part_{here}, 0, sizeof part_{here});")
         self.say(2, "for (int j = m - 1; j >= 0; --j) {", "    const int64_t t = first + j;")
         self.row(3, "xt", "xs", 0)
+        for name in self.kernel.recorded:
+            place = f"pointers[{self.at[f'grad every {name}']}], t * lanes + lane"
+            self.say(3, f"add({self.gradients[name]}, {place}, rest);")
         self.say(3, "const stored *__restrict gyt = row[2];", "if (gys) {")
         self.row(4, "given", "gys + lane", 1)
         self.say(4, "gyt = given;")

@@ -35,20 +35,27 @@ class Definition:
         self._lock = threading.Lock()
 
     def run(
-        self, real: torch.dtype, inputs: Sequence[Tensor], random: Tensor | None, single: bool
+        self,
+        real: torch.dtype,
+        inputs: Sequence[Tensor],
+        random: Tensor | None,
+        single: bool,
+        recorded: Sequence[int],
     ) -> list[Tensor]:
-        """Output and new states of a sequence, or of a single timestep.
+        """Output, new states and recorded ones of a sequence, or of a single timestep.
 
         Args:
             real: what it computes in.
             inputs: x, the states, parameters and weights.
             random: seed and count of the random numbers, if it draws any.
             single: x is one timestep, without a dimension of time.
+            recorded: which of the states are wanted after every timestep.
         """
         x, count, dim = inputs[0], len(self._states), self._dim
         states, parameters = inputs[1 : 1 + count], inputs[1 + count :]
         own, weights = parameters[: self._own], parameters[self._own :]
         now, ys = [state.movedim(dim, -1) for state in states], []
+        every: list[list[Tensor]] = [[] for _ in recorded]
         p = self._declared.parameter_fields(*own)
         with self._lock:
             self._scene.given = dict(zip(self._weights, weights, strict=True))
@@ -59,5 +66,8 @@ class Definition:
                 new, y = self._scene.root.step(self._declared.state_fields(*now), inflow, p)
                 now = [new[state] for state in self._states]
                 ys.append(y.movedim(-1, dim).to(x.dtype))
+                for kept, at in zip(every, recorded, strict=True):
+                    kept.append(now[at].movedim(-1, dim))
         ends = [ys[0] if single else torch.stack(ys)]
-        return ends + [state.movedim(-1, dim) for state in now]
+        ends += [state.movedim(-1, dim) for state in now]
+        return ends + [torch.stack(states) for states in every]

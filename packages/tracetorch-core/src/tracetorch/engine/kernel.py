@@ -22,6 +22,7 @@ class Kernel:
         wanted: gradients to compute, as names of ``traced.backward``; empty for the forward pass
             of a sequence that needs none.
         backward: which direction.
+        recorded: the states that are given out after every timestep.
     """
 
     traced: Traced
@@ -29,6 +30,7 @@ class Kernel:
     stored: torch.dtype
     wanted: tuple[str, ...]
     backward: bool
+    recorded: tuple[str, ...] = ()
 
     @cached_property
     def remembered(self) -> tuple[str, ...]:
@@ -44,17 +46,20 @@ class Kernel:
     def pointers(self) -> tuple[str, ...]:
         """What each pointer leads to, in order.
 
-        Sequences ``[T, L]`` of ``stored``, states ``[L]``, kept states ``[ceil(T / period), L]``,
-        parameters ``[neurons]`` or one value; ``grad x`` is a sequence, gradients of states are
-        ``[L]``, those of parameters as the parameters; each of these has a ``lanes grad`` ``[L]``
-        to be summed from. Where random numbers are drawn, their seed and count ``[2]``.
+        Sequences ``[T, L]`` of ``stored``, states ``[L]``, recorded ones ``[T, L]``, kept ones
+        ``[ceil(T / period), L]``, parameters ``[neurons]`` or one value; ``grad x`` is a sequence,
+        gradients of states are as these, those of parameters as the parameters; each of the latter
+        has a ``lanes grad`` ``[L]`` to be summed from. Where random numbers are drawn, their seed
+        and count ``[2]``.
         """
         random = (RANDOM,) if self.traced.random else ()
         states, kept = self.traced.states, [f"kept {name}" for name in self.remembered]
         if not self.backward:
             ends = [f"new {name}" for name in states]
+            ends += [f"every {name}" for name in self.recorded]
             return ("x", "y", *states, *ends, *kept, *self.traced.parameters, *random)
         ends = [f"grad new {name}" for name in states]
+        ends += [f"grad every {name}" for name in self.recorded]
         lanes = [f"lanes {name}" for name in self.summed]
         return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted, *lanes, *random)
 

@@ -53,7 +53,7 @@ def run(
     random: Tensor | None,
     single: bool = False,
 ) -> Sequence[Tensor]:
-    """``y`` and the new states of a sequence, or of one timestep, directly."""
+    """``y``, new and recorded states of a sequence, or of one timestep, directly."""
     if any(by.plan.flags):
         fused: Sequence[Tensor] = _Fused.apply(by, single, random, x, *states, *parameters)
         return fused
@@ -75,8 +75,8 @@ class _Fused(torch.autograd.Function):
         tracked = tuple(ctx.needs_input_grad[3:])
         constant = plan.constant(tracked, not single and len(x) > 1)
         ctx.mark_non_differentiable(*[outputs[index] for index in constant])
-        ctx.save_for_backward(x, *rest, *outputs[1 + count :])
-        return tuple(outputs[: 1 + count])
+        ctx.save_for_backward(x, *rest, *outputs[plan.ends :])
+        return tuple(outputs[: plan.ends])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -148,7 +148,7 @@ def _replay(
     with torch.enable_grad():
         # under names of their own: a state may have come from the same x and parameters
         inputs = [tensor.view_as(tensor) for tensor in inputs]
-        ends = by.definition.run(by.plan.program.real, inputs, random, single)
+        ends = by.definition.run(by.plan.program.real, inputs, random, single, by.plan.recorded)
     return differentiated(ends, cotangents, inputs, by.plan.flags, torch.is_grad_enabled())
 
 
@@ -238,7 +238,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, states, parameters, ctx.random, program, wanted = inputs
     plan, ctx.states = registered(program).plan(tuple(wanted)), len(states)
     ctx.by = Served(plan, _definitions.get(program))
-    kept = output[1 + len(states) :]
+    kept = output[plan.ends :]
     ctx.set_materialize_grads(False)
     tracked = tuple([tensor.requires_grad for tensor in (x, *states, *parameters)])
     constant = plan.constant(tracked, len(x) > 1)
@@ -247,8 +247,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    states = 1 + ctx.states
-    found = _gradients(ctx.by, False, ctx.random, saved_by(ctx), gradients[:states])
+    states, ends = 1 + ctx.states, ctx.by.plan.ends
+    found = _gradients(ctx.by, False, ctx.random, saved_by(ctx), gradients[:ends])
     return found[0], list(found[1:states]), list(found[states:]), None, None, None
 
 

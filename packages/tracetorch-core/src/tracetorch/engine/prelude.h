@@ -202,6 +202,11 @@ INLINE void take(real *to, int width, const void *from, int64_t at, int rest) {
 template <typename real> INLINE void give(const real *from, void *to, int64_t at, int rest) {
     if (to) memcpy((real *)to + at, from, rest * sizeof(real));
 }
+// what comes to a state from its own sequence, where that is not null
+template <typename real> INLINE void add(real *to, const void *from, int64_t at, int rest) {
+    if (!from) return;
+    for (int i = 0; i < rest; ++i) to[i] += ((const real *)from)[at + i];
+}
 
 // A sequence that caches of today cannot hold beside another streams: it is written past them, for
 // what is written through them is read first, a third of all that is moved; and what comes next is
@@ -223,6 +228,16 @@ template <int COUNT, typename stored> INLINE void stream(stored *to, const store
 }
 template <int COUNT, typename stored> INLINE void ahead(const stored *row) {
     for (int i = 0; i < COUNT * int(sizeof(stored)); i += 64) __builtin_prefetch((const char *)row + i);
+}
+// a state, as it is after a timestep, into its own sequence; it begins with a line of the caches
+template <typename real>
+INLINE void give_row(const real *from, void *to, int64_t at, int rest, bool streams) {
+    if (!streams) return give(from, to, at, rest);
+#ifdef __SSE2__
+    for (int i = 0; i < rest * int(sizeof(real)); i += 16)
+        _mm_stream_ps((float *)((char *)((real *)to + at) + i),
+                      _mm_load_ps((const float *)((const char *)from + i)));
+#endif
 }
 INLINE void streamed() {
 #ifdef __SSE2__

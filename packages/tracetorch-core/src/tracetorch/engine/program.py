@@ -36,6 +36,7 @@ class Program:
         neurons: how many there are along ``dim``.
         dim: where they are in a timestep, as a negative number.
         backend: the target's name.
+        recorded: the states that it gives out after every timestep, too.
     """
 
     traced: Traced
@@ -44,12 +45,13 @@ class Program:
     neurons: int
     dim: int
     backend: str = "cpp"
+    recorded: tuple[str, ...] = ()
 
     @functools.cached_property
     def name(self) -> str:
         """What it is registered under: a digest of its kernels."""
         texts = [self.source(self.gradients, backward) for backward in (False, True)]
-        rest = (self.neurons, self.dim, self.real, self.stored, self.backend)
+        rest = (self.neurons, self.dim, self.real, self.stored, self.backend, self.recorded)
         digest = hashlib.sha256("\0".join([*texts, *map(str, rest)]).encode())
         return digest.hexdigest()[:24]
 
@@ -70,8 +72,11 @@ class Program:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """What it computes, in the order of outputs and cotangents: y, the new states."""
-        return ("y", *(f"new {name}" for name in self.traced.states))
+        """What it computes, in the order of outputs and cotangents: y, new and recorded states.
+
+        A recorded state is named as the new one, which has a gradient where that has one.
+        """
+        return ("y", *(f"new {name}" for name in (*self.traced.states, *self.recorded)))
 
     def wanted(self, flags: Sequence[bool]) -> tuple[str, ...]:
         """The gradients to compute, given a flag for each of :attr:`inputs`."""
@@ -90,7 +95,7 @@ class Program:
     @functools.cache  # noqa: B019 - programs live as long as the process
     def kernel(self, wanted: tuple[str, ...], backward: bool) -> Kernel:
         """One direction; the forward one keeps what these gradients need."""
-        return Kernel(self.traced, self.real, self.stored, wanted, backward)
+        return Kernel(self.traced, self.real, self.stored, wanted, backward, self.recorded)
 
     @functools.lru_cache(1024)  # noqa: B019 - programs live as long as the process
     def sizes(self, shape: torch.Size, single: bool, ranks: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,6 +124,8 @@ class Plan:
         self._backward = program.kernel(self.wanted, True)
         traced = program.traced
         self._remembered = [traced.states.index(name) for name in self._forward.remembered]
+        self.recorded = [traced.states.index(name) for name in program.recorded]
+        self.ends = len(program.ends)
         self._gradients = [
             self.wanted.index(f"grad {name}") if f"grad {name}" in self.wanted else None
             for name in program.inputs
@@ -163,7 +170,7 @@ class Plan:
         random: Tensor | None,
         single: bool,
     ) -> list[Tensor]:
-        """``[y, *new states, *kept states]``; ``random``: seed and count, if it draws numbers."""
+        """``[y, *new states, *recorded, *kept]``; ``random``: seed and count, if it draws any."""
         outputs = self.outputs(x, states, single)
         absent = [None] * len(self._remembered) if single else []
         given = [in_order(tensor) for tensor in (x, *states, *parameters)]
@@ -196,6 +203,7 @@ class Plan:
         if single:
             return [_like(x), *new]
         made = [_empty(x, x.shape, x.dtype), *new]
+        made += [_empty(x, (len(x), *new[at].shape), new[at].dtype) for at in self.recorded]
         if not self._remembered:
             return made
         period = self._forward.period
@@ -211,7 +219,7 @@ class Plan:
         random: Tensor | None,
         single: bool,
     ) -> list[Tensor]:
-        """The wanted gradients in order; ``cotangents``: of y, then of each new state."""
+        """The wanted gradients in order; ``cotangents``: of the program's :attr:`~Program.ends`."""
         lanes = x.shape if single else x.shape[1:]
         found, parts = [], []
         for place, dtype in self._found:
@@ -256,7 +264,7 @@ class Plan:
 
     @functools.lru_cache(64)  # noqa: B019 - programs live as long as the process
     def _idle(self, given: tuple[bool, ...], again: bool) -> set[int]:
-        """Which inputs no given cotangent, of y and the new states, leads to."""
+        """Which inputs no given cotangent leads to."""
         if all(given):
             return set()
         program = self.program

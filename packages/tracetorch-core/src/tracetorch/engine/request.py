@@ -43,6 +43,7 @@ class Request(NamedTuple):
         random: gives seed and count of its random numbers, if it draws any; asked once it is
             certain that it runs here, for a seed may have to be drawn.
         single: ``x`` is one timestep.
+        recorded: names of states that are wanted after every timestep of a sequence.
     """
 
     subject: Subject
@@ -52,3 +53,4 @@ class Request(NamedTuple):
     real: torch.dtype
     random: Callable[[], Tensor | None]
     single: bool
+    recorded: tuple[str, ...] = ()

@@ -44,11 +44,35 @@ class Answer(NamedTuple):
         y: outputs, of a sequence ``[T, …]``.
         states: the final ones, in the declaration's order.
         random: seed and count of the random numbers, as they were at the start.
+        recorded: states after every timestep, ``[T, …]``, in the order of the request.
     """
 
     y: Tensor
     states: Sequence[Tensor]
     random: Tensor | None
+    recorded: Sequence[Tensor] = ()
+
+
+class Kind(NamedTuple):
+    """What requests have in common that one program serves.
+
+    Attributes:
+        real: the type of states and parameters.
+        stored: that of the input.
+        device: where they are, by its type.
+        ndim: dimensions of a timestep.
+        flags: which gradients are wanted, of x, states, parameters.
+        single: single timesteps.
+        recorded: as in a request.
+    """
+
+    real: torch.dtype
+    stored: torch.dtype
+    device: str
+    ndim: int
+    flags: tuple[bool, ...]
+    single: bool = False
+    recorded: tuple[str, ...] = ()
 
 
 class Tracing(NamedTuple):
@@ -88,19 +112,23 @@ def unroll(request: Request) -> Answer | None:
     if why is None:
         flags = _flags(x, request.states, parameters)
         types = (request.real, x.dtype, x.device.type)
+        count = 1 + len(request.states)
         if way is Way.OPERATOR:
-            name = program_name(subject.findings.number, x.ndim - 1, *types, *flags)
+            name = None
+            if not request.recorded:
+                name = program_name(subject.findings.number, x.ndim - 1, *types, *flags)
             if name is None:
                 return None
             random = request.random()
             run = torch.ops.tracetorch.unroll
             found = run(x, request.states, parameters, random, name, flags)
-            return Answer(found[0], found[1 : 1 + len(request.states)], random)
-        by = served(subject, own, x.ndim - 1, *types, flags, False)
+            return Answer(found[0], found[1:count], random)
+        kind = Kind(*types, x.ndim - 1, flags, recorded=request.recorded)
+        by = served(subject, own, kind)
         if isinstance(by, Served):
             random = request.random() if by.plan.draws else None
             found = _run(by, x, request.states, parameters, random)
-            return Answer(found[0], found[1 : 1 + len(request.states)], random)
+            return Answer(found[0], found[1:count], random, found[count : by.plan.ends])
         why = by
     cannot(subject.module, why)
     return None
@@ -114,7 +142,7 @@ def _run(
     random: Tensor | None,
 ) -> Sequence[Tensor]:
     """A sequence, timestep after timestep or, where that is faster, in segments at once."""
-    affine = by.plan.program.affine
+    affine = by.plan.program.affine and not by.plan.recorded
     count = segments.count(len(x), x.shape[1:].numel(), x.device) if affine else 1
     if count > 1:
         found = segments.unroll(
@@ -148,7 +176,8 @@ def step(request: Request) -> Answer | None:
     if _hindered(request) is not None:
         return None
     flags = _flags(x, request.states, parameters)
-    by = served(request.subject, own, x.ndim, request.real, x.dtype, "cpu", flags, True)
+    kind = Kind(request.real, x.dtype, "cpu", x.ndim, flags, single=True)
+    by = served(request.subject, own, kind)
     if isinstance(by, Reason):
         return None
     if not by.plan.draws and not own.weights:
@@ -183,7 +212,8 @@ def source(
     if backend not in TARGETS:
         raise ValueError(f"kernel_source: backend must be one of {[*TARGETS]}, got {backend!r}")
     try:
-        program = _program(subject, tracing(subject, real, ndim), real, stored, ndim, backend)
+        kind = Kind(real, stored, "", ndim, ())
+        program = _program(subject, tracing(subject, real, ndim), kind, backend)
     except Refused as why:
         raise BackendError(f"{subject.module!r} has no kernel: {why}") from None
     return abridged(program.source(program.gradients, backward))
@@ -232,7 +262,7 @@ def program_name(
     number. ``flags``: for input, states and parameters, whether a gradient is wanted.
     """
     found: Subject = numbered(subject)
-    by = served(found, tracing(found, real, ndim), ndim, real, stored, device, flags, False)
+    by = served(found, tracing(found, real, ndim), Kind(real, stored, device, ndim, flags))
     if isinstance(by, Reason):
         cannot(found.module, by)
         return None
@@ -250,43 +280,24 @@ def ready(subject: str, real: torch.dtype, ndim: int) -> bool:
 ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def served(
-    subject: Subject,
-    own: Tracing,
-    ndim: int,
-    real: torch.dtype,
-    stored: torch.dtype,
-    device: str,
-    flags: tuple[bool, ...],
-    single: bool,
-) -> Served | Reason:
-    """The compiled plan of a step for these types; or why there is none."""
-    key = (stored, device, flags, chosen(), subject.dim, single)
+def served(subject: Subject, own: Tracing, kind: Kind) -> Served | Reason:
+    """The compiled plan of a step for requests of a kind; or why there is none."""
+    key = (kind, chosen(), subject.dim)
     by = own.served.get(key)
     if by is None:
         if len(own.served) >= _MOST:
             own.served.pop(next(iter(own.served)))
-        by = own.served[key] = _prepared(subject, own, ndim, real, stored, device, flags, single)
+        by = own.served[key] = _prepared(subject, own, kind)
     return by
 
 
-def _prepared(
-    subject: Subject,
-    own: Tracing,
-    ndim: int,
-    real: torch.dtype,
-    stored: torch.dtype,
-    device: str,
-    flags: tuple[bool, ...],
-    single: bool,
-) -> Served | Reason:
+def _prepared(subject: Subject, own: Tracing, kind: Kind) -> Served | Reason:
     try:
-        target = serving(device).name
-        program = _program(subject, own, real, stored, ndim, target)
-        few = single and program.traced.operations < _FEWEST[any(flags)]
-        if few:
+        program = _program(subject, own, kind, serving(kind.device).name)
+        differentiated = any(kind.flags)
+        if kind.single and program.traced.operations < _FEWEST[differentiated]:
             return Reason(Unfused.ASKED)
-        plan = program.plan(flags)
+        plan = program.plan(kind.flags)
         plan.prepare()
     except Refused as why:
         return why.reason
@@ -295,20 +306,16 @@ def _prepared(
     return operators.served(plan, own.definition)
 
 
-def _program(
-    subject: Subject,
-    own: Tracing,
-    real: torch.dtype,
-    stored: torch.dtype,
-    ndim: int,
-    backend: str,
-) -> Program:
+def _program(subject: Subject, own: Tracing, kind: Kind, backend: str) -> Program:
+    real, stored = kind.real, kind.stored
     if real not in REAL or stored not in STORED:
         raise Refused(Unfused.TYPES, real, stored)
     if isinstance(own.traced, Reason):
         raise Refused(own.traced)
-    dim = subject.dim if subject.dim < 0 else subject.dim - ndim
-    return register(Program(own.traced, real, stored, subject.neurons, dim, backend))
+    dim = subject.dim if subject.dim < 0 else subject.dim - kind.ndim
+    names = [*subject.declaration.states]
+    recorded = tuple(own.traced.states[names.index(name)] for name in kind.recorded)
+    return register(Program(own.traced, real, stored, subject.neurons, dim, backend, recorded))
 
 
 def tracing(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:

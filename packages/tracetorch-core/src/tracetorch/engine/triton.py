@@ -218,6 +218,8 @@ class _Forward(_Direction):
         )
         self.say(2, self.store("y", "at", found["y"]))
         self.assign(2, self.names("", states), (found[f"new {name}"] for name in states))
+        for name in self.kernel.recorded:
+            self.say(2, self.store(f"every {name}", "at", self.name(name)))
         self.say(2, "at += lanes")
         for name in states:
             self.say(1, self.store(f"new {name}", "lane", self.name(name)))
@@ -281,6 +283,9 @@ class _Backward(_Direction):
         self.say(2, f"for j in tl.range(0, length, num_stages={STAGES}):")
         read = {name: self.load(f"past {name}", "past_at") for name in kept}
         read |= {"x": f"{self.load('x', 'at')}.to(real)", "grad y": self.given("grad y", "at")}
+        for name in self.kernel.recorded:
+            total = self.name(f"grad new {name}")
+            self.say(3, f"{total} = {total} + {self.given(f'grad every {name}', 'at')}")
         found = self.timestep(3, outputs, read, "first + length - 1 - j")
         if "grad x" in self.kernel.wanted:
             self.say(3, self.store("grad x", "at", found["grad x"]))

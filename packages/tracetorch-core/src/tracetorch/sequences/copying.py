@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.declaration import Bookkeeping
+from tracetorch.modules import Bookkeeping
 from tracetorch.reasons import Unfoldable, Unfolded
 from tracetorch.written import settled
 
@@ -85,7 +85,7 @@ class Copier:
         if id(value) in self._memo:
             return self._memo[id(value)]
         if isinstance(value, Bookkeeping):
-            return value.renewed()
+            return self._memo.setdefault(id(value), value.renewed())
         if len(self._memo) > _MOST:
             raise Unfoldable(Unfolded.UNCOPIED, f"{name} with all that it holds")
         self.classes.setdefault(type(value))

@@ -8,16 +8,20 @@ goes by from then on. What is known of a model is kept on it, as its ``tt``.
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.declaration import Bookkeeping
+from tracetorch.modules import Bookkeeping
 from tracetorch.numbering import number, numbered
 from tracetorch.reasons import Reason, Unfoldable, Unfolded
 from tracetorch.recomputation import restored
+from tracetorch.sequences.fold import in_use
 from tracetorch.sequences.glance import Glance
 from tracetorch.sequences.trial import tried
 
@@ -62,6 +66,25 @@ class Decisions(Bookkeeping):
 
     def __reduce__(self) -> tuple[type[Decisions], tuple[()]]:
         return Decisions, ()
+
+    @contextmanager
+    def alone(self, model: nn.Module) -> Iterator[None]:
+        """Within it, this thread has the model.
+
+        Raises:
+            RuntimeError: another thread has it.
+        """
+        me = threading.get_ident()
+        # one operation, which no other thread can come between
+        if vars(self).setdefault("having", me) != me:
+            raise RuntimeError(in_use(model))
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if not self.depth:
+                vars(self).pop("having", None)
 
     def tell(self, model: nn.Module, why: Reason) -> None:
         """In the log, once."""

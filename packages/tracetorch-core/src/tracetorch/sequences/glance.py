@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tracetorch.layer import Layer
-from tracetorch.modules import HOOKS, hooked_everywhere
+from tracetorch.modules import HOOKS, hooked, hooked_everywhere
 from tracetorch.walk import named_layers
 
 _CONTAINERS = (dict, list, set, deque)
@@ -80,7 +80,7 @@ class Glance:
         if not any(self._hooks) and not hooked_everywhere():
             return None
         for module in self._modules:
-            if hooked_everywhere() or any(vars(module)[name] for name in HOOKS):
+            if hooked(module):
                 return type(module).__name__
         return None
 

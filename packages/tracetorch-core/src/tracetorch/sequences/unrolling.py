@@ -6,7 +6,7 @@ A chunk is folded or stepped, as ``decision`` says; its outputs are put together
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from tracetorch.layer import Layer
 from tracetorch.layer_states import States, held
 from tracetorch.modules import hooked
 from tracetorch.parameters import checked_integer
+from tracetorch.passage import Active, Passage
 from tracetorch.reasons import Reason, Unfoldable, Unfolded
 from tracetorch.recomputation import restored
 from tracetorch.sequences.assembling import assembled, mapped
@@ -52,10 +53,7 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
     # a compiled graph does not look at what a model holds: it is made again where that changes
     glance = None if torch.compiler.is_compiling() else seen(model)
     layers = glance.layers if glance else [layer for _, layer in named_layers(model)]
-    for layer in layers:
-        passage = layer.tt.passage
-        if passage is not None and not passage.transparent:
-            raise Unfoldable(Unfolded.WITHIN, type(model).__name__)
+    kept = _kept(model, layers)
     steps = _checked_sequence(x, options.time_dim)
     options = _checked(options, steps)
     bounds = _bounds(len(steps), options)
@@ -72,6 +70,7 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
         return mapped(lambda output: _timed(output, options.time_dim), outputs)
     except BaseException:
         restore(model, before)
+        _back(kept)
         raise
 
 
@@ -87,6 +86,27 @@ def restore(model: nn.Module, before: dict[Layer, States]) -> None:
     """Put states back; a layer that has come since had none."""
     for _, layer in named_layers(model):
         layer.tt.states = before.get(layer, dict.fromkeys(layer.tt.states))
+
+
+Kept = list[tuple[Passage, object]]
+
+
+def _kept(model: nn.Module, layers: Iterable[Layer]) -> Kept:
+    """What keeps something of the layers' calls, and how far it has come."""
+    found: Kept = []
+    for layer in layers:
+        passage = layer.tt.passage
+        if passage is not None:
+            if not passage.transparent:
+                raise Unfoldable(Unfolded.WITHIN, type(model).__name__)
+            found.append((passage, passage.place()))
+    return found
+
+
+def _back(kept: Kept) -> None:
+    """Undo what has been kept since."""
+    for passage, place in kept:
+        passage.back(place)
 
 
 # ---------------------------------------------------------------------- chunks
@@ -162,7 +182,8 @@ class _Run:
             steps = torch.where(
                 _over(active, steps) | steps.isfinite(), steps, torch.zeros_like(steps)
             )
-        y = self._timesteps(steps)
+        with Active(active):
+            y = self._timesteps(steps)
         hold(self._model, active, before)
         return mapped(lambda t: _silenced(t, active), y)
 
@@ -171,6 +192,7 @@ class _Run:
         if self._why is not None or (len(steps) == 1 and not self._options.fold):
             return looped(self._model, steps)
         before = {layer: layer.tt.states for layer in self._layers}
+        kept = _kept(self._model, self._layers)
         glance = None if restored() else self._glance
         writes = [] if glance is None else glance.writes()
         y, why = None, None
@@ -186,6 +208,7 @@ class _Run:
             raise FoldError(f"{type(self._model).__name__} cannot be folded: {why}")
         for layer, states in before.items():
             layer.tt.states = states
+        _back(kept)
         self._why = why
         if glance is not None:
             conclude(self._model, kind_of(self._model, self._steps), why)

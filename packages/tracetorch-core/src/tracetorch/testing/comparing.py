@@ -44,9 +44,9 @@ def batched(layer: Layer, x: Tensor) -> bool:
 
 
 def everything(
-    layer: Layer, x: Tensor, warm: int, run: Callable[[Layer, Tensor], Tensor]
+    layer: Layer, x: Tensor, warm: int, run: Callable[[Layer, Tensor], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Outputs, final states and every gradient of a weighted sum of both."""
+    """What a run finds, final states and every gradient of a weighted sum of both."""
     if warm:
         stepped(layer, x[:warm])
     layer.detach_states()
@@ -54,11 +54,11 @@ def everything(
     incoming = {f"the incoming state {n}": s.requires_grad_() for n, s in standing.items()}
     inputs = x[warm:].clone().requires_grad_()
     with seeded():
-        y = run(layer, inputs)
-    found = {"the output": y}
+        found = run(layer, inputs)
     found.update((f"the final state {name}", s) for name, s in layer.get_states().items())
     with seeded():
-        parts = [(v * weights(v)).sum() for v in found.values() if v.is_floating_point()]
+        ends = [found[name] for name in sorted(found) if found[name].is_floating_point()]
+        parts = [(end * weights(end)).sum() for end in ends]
         loss = torch.stack(parts).sum()
     learned = {f"the parameter {n}": p for n, p in layer.named_parameters() if p.requires_grad}
     sources = {"the input": inputs, **incoming, **learned}

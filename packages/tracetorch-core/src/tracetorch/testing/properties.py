@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.layer import Layer
+from tracetorch.recorder import record
 from tracetorch.testing import comparing
 
 Make = Callable[[], Layer]
@@ -102,11 +103,11 @@ def _twins(make: Make, original: Layer) -> Make:
 def step_equals_unroll(make: Make, x: Tensor) -> None:
     """``unroll`` has the outputs, final states and all gradients of calling step by step."""
 
-    def stepped(layer: Layer, x: Tensor) -> Tensor:
-        return torch.stack([layer(timestep) for timestep in x])
+    def stepped(layer: Layer, x: Tensor) -> dict[str, Tensor]:
+        return {"the output": torch.stack([layer(timestep) for timestep in x])}
 
-    def unrolled(layer: Layer, x: Tensor) -> Tensor:
-        return layer.unroll(x)
+    def unrolled(layer: Layer, x: Tensor) -> dict[str, Tensor]:
+        return {"the output": layer.unroll(x)}
 
     for warm in (0, len(x) // 2):
         expected = comparing.everything(make(), x, warm, stepped)
@@ -116,6 +117,31 @@ def step_equals_unroll(make: Make, x: Tensor) -> None:
         )
         for name, value in expected.items():
             comparing.close(f"{name} of unroll", got[name], value)
+
+
+@_property
+def recording_is_of_the_steps(make: Make, x: Tensor) -> None:
+    """What is recorded of ``unroll`` are the states after each timestep, with their gradients."""
+
+    def stepped(layer: Layer, x: Tensor) -> dict[str, Tensor]:
+        seen: dict[str, list[Tensor]] = {}
+        for timestep in x:
+            for name, value in {"in": timestep, "out": layer(timestep)}.items():
+                seen.setdefault(name, []).append(value)
+            for name in layer.tt.declaration.states:
+                seen.setdefault(name, []).append(layer.get_states()[name])
+        return {f"the recorded {name}": torch.stack(values) for name, values in seen.items()}
+
+    def recorded(layer: Layer, x: Tensor) -> dict[str, Tensor]:
+        with record(layer, "*", detach=False) as rec:
+            layer.unroll(x)
+        return {f"the recorded {name}": value for name, value in rec.items()}
+
+    for warm in (0, len(x) // 2):
+        expected = comparing.everything(make(), x, warm, stepped)
+        got = comparing.everything(make(), x, warm, recorded)
+        for name, value in expected.items():
+            comparing.close(name, got[name], value)
 
 
 @_property
@@ -337,6 +363,7 @@ def gradients_match_differences(make: Make, x: Tensor) -> None:
 
 PROPERTIES: tuple[Property, ...] = (
     step_equals_unroll,
+    recording_is_of_the_steps,
     dim_is_a_layout,
     samples_are_independent,
     zeroing_restarts,
