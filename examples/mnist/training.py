@@ -116,7 +116,7 @@ def run(model: tt.Model, watched: str, encode: Encode, options: argparse.Namespa
     model.to(options.device)
     fit(model, encode, train, options)
     accuracy = evaluate(model, encode, test)
-    save_figure(model, dict(model.named_layers())[watched], encode, test, options.figure)
+    save_figure(model, watched, encode, test, options.figure)
     print(f"figure: {options.figure}")
     print(f"test accuracy: {100 * accuracy:.1f} % of {len(test.labels)}")
 
@@ -167,24 +167,16 @@ def shifted(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def record(model: tt.Model, layer: tt.Layer, sequence: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes and membranes after reset of one layer, each ``[T, B, …]``, from fresh states."""
-    spikes, membranes = [], []
-    hook = layer.register_forward_hook(lambda _module, _inputs, output: spikes.append(output))
-    model.zero_states()
-    for timestep in sequence:
-        model(timestep)
-        membranes.append(layer.mem)
-    hook.remove()
-    return torch.stack(spikes), torch.stack(membranes)
-
-
-def save_figure(model: tt.Model, layer: tt.Layer, encode: Encode, test: Digits, file: Path) -> None:
+def save_figure(model: tt.Model, watched: str, encode: Encode, test: Digits, file: Path) -> None:
     """A raster of the layer and membranes, for one held-out digit of each class in turn."""
     classes = test.labels.unique().tolist()
     shown = torch.stack([test.images[test.labels == label][0] for label in classes])
-    spikes, membranes = (_in_turn(_middle(x)) for x in record(model, layer, encode(shown)))
-    figure = plot.activity(spikes, membranes, threshold=layer.threshold.item(), neurons=3)
+    model.zero_states()
+    with tt.record(model, f"{watched}.out", f"{watched}.mem") as recorded:
+        model.unroll(encode(shown))
+    spikes, membranes = (_in_turn(_middle(recorded[f"{watched}.{x}"])) for x in ("out", "mem"))
+    threshold = dict(model.named_layers())[watched].threshold.item()
+    figure = plot.activity(spikes, membranes, threshold=threshold, neurons=3)
     above, below = figure.axes
     above.set_title("one held-out digit of each class after another", pad=20)
     below.set_ylabel("membrane after reset")

@@ -120,7 +120,7 @@ assert_type(net.load_states(Path("states.pt"), strict=False, device="cpu").missi
 net.TTcompile()
 net.TTdecompile()
 assert_type(net.num_parameters().learnable, int)
-assert_type(net.summary(), str)
+assert_type(net.summary(), tt.Summary)
 for name, layer in net.named_layers():
     assert_type(name, str)
     assert_type(layer, tt.Layer)

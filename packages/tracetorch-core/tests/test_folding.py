@@ -20,6 +20,7 @@ import torch
 import tracetorch as tt
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from tracetorch.modules import Observer
 from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
 LOG = logging.getLogger("tracetorch.tests.folding")
@@ -855,3 +856,23 @@ def test_several_steps_of_a_part_in_each_timestep(inner: Any) -> None:
     model.zero_states()
     torch.testing.assert_close(y, torch.stack([model(step) for step in x]))
     assert "within a timestep" in str(tt.check_unroll(model, x))
+
+
+# ---------------------------------------------------------------------- hooks that only look on
+
+
+def test_observers_leave_a_model_folded_and_see_nothing_of_its_trial() -> None:
+    model, shapes = Net(), list[tuple[int, ...]]()
+    hook = Observer(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    handle = model.first.register_forward_hook(hook)
+    x = torch.randn(5, 2, 3)
+    y = model.unroll(x, fold=True)
+    model(x[0])
+    assert shapes == [(10, 4), (2, 4)]
+    handle.remove()
+    model.zero_states()
+    assert torch.equal(y, model.unroll(x))
+    model.first.register_forward_hook(hook)
+    model.first.register_forward_hook(lambda module, inputs, output: None)
+    with pytest.raises(tt.FoldError, match="Linear has hooks"):
+        model.unroll(x, fold=True)

@@ -294,11 +294,16 @@ def _names(name: str, layer: Layer, wanted: Sequence[object]) -> list[str]:
     found: dict[str, None] = {} if wanted else dict.fromkeys(usual)
     for choice in wanted:
         if isinstance(choice, str):
-            parts = [part for part in _parts(layer) if fnmatchcase(_key(name, part), choice)]
-            found.update(dict.fromkeys(parts or (usual if fnmatchcase(name, choice) else ())))
+            parts = [part for part in _parts(layer) if _fits(_key(name, part), choice)]
+            found.update(dict.fromkeys(parts or (usual if _fits(name, choice) else ())))
         elif layer is choice or (isinstance(choice, type) and isinstance(layer, choice)):
             found.update(dict.fromkeys(usual))
     return [*found]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether it is the name, which may have brackets in it, or a pattern that it fits."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _parts(layer: Layer) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,13 +12,12 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from tracetorch import generators
 from tracetorch.layer import Layer
-from tracetorch.passage import Passage
+from tracetorch.recorder import OUTPUT, record
 from tracetorch.sequences.decision import decided
 from tracetorch.sequences.twin import ALONE, Twin
 from tracetorch.sequences.unrolling import looped
 from tracetorch.walk import Boundary, named_layers
 
-Outputs = dict[str, list[Tensor]]
 Found = Mapping[str, Tensor]
 
 
@@ -78,10 +76,10 @@ def check_unroll(
                 model, x, training, lambda twin, x: twin.unroll(x, fold=True)
             )
         compare = functools.partial(_compare, rtol=rtol, atol=atol)
-        for name, outputs in stepped.items():
-            layer = dict(named_layers(model))[name]
-            got, expected = _matched(unrolled.get(name, []), outputs)
-            compare(f"the output of layer {name!r}, {layer!r}", got, expected)
+        for name, layer in named_layers(model):
+            if name in stepped:
+                what = f"the output of layer {name!r}, {layer!r}"
+                compare(what, unrolled[name], stepped[name])
         for what, value in one.items():
             compare(what, other[what], value)
     return None
@@ -100,40 +98,29 @@ def _check_arguments(model: object, x: object) -> None:
         raise ValueError(f"check_unroll: x must be [T, B, …] with T of at least 2, got {got}")
 
 
-def _matched(found: list[Tensor], outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """What a layer put out in as many calls, or in one for all timesteps."""
-    if len(found) == len(outputs):
-        return _flat(found), _flat(outputs)
-    got, expected = torch.cat(found or outputs[:0]), torch.stack(outputs)
-    return got.reshape(expected.shape) if got.numel() == expected.numel() else got, expected
-
-
-def _flat(outputs: list[Tensor]) -> Tensor:
-    return torch.cat([output.flatten() for output in outputs])
-
-
 def _observed(
     model: nn.Module, x: Tensor, training: bool, run: Callable[[Any, Tensor], Any]
-) -> tuple[Outputs, Found]:
+) -> tuple[Found, Found]:
     """What each layer put out, outputs, final states and gradients, of a copy of the model."""
     twin = Twin(model)
     copy: Any = twin.model
     twin.train(training)
     x = x.detach().clone().requires_grad_(x.is_floating_point())
-    outputs: Outputs = {}
+    outputs: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
+    names = {name: f"{name}.{OUTPUT}" for name, _ in named_layers(copy)}
 
     def observe() -> None:
-        with torch.enable_grad(), _recorded(copy, outputs):
+        with torch.enable_grad(), record(copy, *names.values()) as recorded:
             leaves, _ = tree_flatten_with_path(run(copy, x))
+        outputs.update({name: recorded[key] for name, key in names.items() if key in recorded})
         found.update({f"the output{keystr(path)}": leaf for path, leaf in leaves})
         found.update({f"the final state {n}": s for n, s in copy.get_states().items()})
         found.update(_gradients(copy, x, [*found.values()]))
 
     with generators.left_alone([x.device]):
         twin.run(observe)
-    detached = {name: [y.detach() for y in ys] for name, ys in outputs.items()}
-    return detached, {what: value.detach() for what, value in found.items()}
+    return outputs, {what: value.detach() for what, value in found.items()}
 
 
 def _gradients(model: nn.Module, x: Tensor, ends: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -148,45 +135,6 @@ def _gradients(model: nn.Module, x: Tensor, ends: list[Tensor]) -> Iterator[tupl
     found = torch.autograd.grad(reached, [*sources.values()], weights, allow_unused=True)
     for name, gradient, source in zip(sources, found, sources.values(), strict=True):
         yield name, torch.zeros_like(source) if gradient is None else gradient
-
-
-@contextmanager
-def _recorded(model: nn.Module, outputs: Outputs) -> Iterator[None]:
-    layers = list(named_layers(model))
-    for name, layer in layers:
-        layer.tt.passage = _Recording(outputs, name)
-    try:
-        yield
-    finally:
-        for _, layer in layers:
-            layer.tt.passage = None
-
-
-class _Recording(Passage):
-    """Looks on: what a layer puts out is written down."""
-
-    transparent = True
-
-    def __init__(self, outputs: Outputs, name: str) -> None:
-        self._outputs, self._name = outputs, name
-
-    def call(self, layer: Any, x: Tensor) -> Tensor:
-        return self._noted(layer, layer, x)
-
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
-        return self._noted(layer, layer.unroll, x)
-
-    def _noted(self, layer: Any, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        layer.tt.passage = None
-        try:
-            y = compute(x)
-        finally:
-            layer.tt.passage = self
-        self._outputs.setdefault(self._name, []).append(y)
-        return y
-
-    def refuse_states(self, layer: Any) -> None:
-        """They may be read."""
 
 
 def _compare(what: str, got: Tensor, expected: Tensor, *, rtol: float, atol: float) -> None:
