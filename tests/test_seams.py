@@ -518,3 +518,48 @@ def test_constants_of_a_compiled_layer_reach_it() -> None:
     layer.unroll(x).sum().backward()
     assert layer.raw_gain.grad is None
     assert x.grad is not None
+
+
+# ---------------------------------------------------------------------- what it must not do
+
+
+class Writing(Integrator):
+    """Computes in place."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(3)
+        self.where = where
+
+    def sequence(self, states: Any, x: Tensor, p: Any) -> Any:
+        found = super().sequence(states, x, p)
+        (x if self.where == "x" else states.mem).add_(1.0)
+        return found
+
+
+@pytest.mark.parametrize("where", ["x", "mem"])
+@torch.no_grad()
+def test_it_must_not_write_into_what_it_was_given(where: str) -> None:
+    layer = Writing(where)
+    layer(torch.ones(2, 3))
+    with pytest.raises(tt.StateError, match=rf"sequence writes into {where} in place; it must"):
+        layer.unroll(torch.ones(5, 2, 3))
+
+
+def test_where_it_does_not_serve_the_kernel_of_the_step_does() -> None:
+    for layer, x in (
+        (Doubling(3), inputs(5, 2, 3)),
+        (Declining(3), inputs(5, 2, 3)),
+    ):
+        found = measured(layer.double(), x, unrolled)
+        layer.zero_states()
+        same(found, measured(layer, x, looped))
+        assert tt.backends.status(layer) == {"": "ready"}
+        with tt.backends.use("cpp"):
+            layer.zero_states()
+            layer.unroll(x)
+    layer = Integrator(3)
+    with tt.record(layer, "mem") as rec, tt.backends.use("cpp"):
+        layer.unroll(torch.ones(4, 2, 3))
+    reference = Integrator(3)
+    mems = [(reference(torch.ones(2, 3)), reference.mem)[1] for _ in range(4)]
+    assert torch.equal(rec["mem"], torch.stack(mems).detach())

@@ -21,6 +21,7 @@ import tracetorch as tt
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tracetorch.modules import Observer
+from tracetorch.sequences.copying import Copier
 from tracetorch.testing import AdaptiveLIF, StateSpace, Trace
 
 LOG = logging.getLogger("tracetorch.tests.folding")
@@ -876,3 +877,11 @@ def test_observers_leave_a_model_folded_and_see_nothing_of_its_trial() -> None:
     model.first.register_forward_hook(lambda module, inputs, output: None)
     with pytest.raises(tt.FoldError, match="Linear has hooks"):
         model.unroll(x, fold=True)
+
+
+def test_what_a_layer_makes_for_its_copy_is_not_taken_for_another() -> None:
+    for _ in range(60):  # of so many, some were made at an address that was free again
+        copier = Copier()
+        for layer in (Trace(3), AdaptiveLIF(3), StateSpace(3)):
+            found = copier.copied(layer, "layer")
+            assert [*found.tt.declaration.parameters] == [*layer.tt.declaration.parameters]

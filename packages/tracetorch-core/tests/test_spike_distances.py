@@ -198,5 +198,7 @@ def test_what_does_not_fit_is_refused(distance: Any) -> None:
         distance(train(), train(steps=4))
     with pytest.raises(TypeError, match=r"^v.*: second must be a real tensor .* got a list"):
         distance(train(), [1.0])
-    with pytest.raises(ValueError, match=r"^v.*: both recordings .* names, got \['a'\] and \['b'\]"):
+    with pytest.raises(
+        ValueError, match=r"^v.*: both recordings .* names, got \['a'\] and \['b'\]"
+    ):
         distance({"a": train()}, {"b": train()})

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import tracetorch as tt
-from tracetorch import state_files
+from tracetorch import atomic
 from tracetorch.testing import Trace
 
 
@@ -69,7 +69,7 @@ def _raising(error: BaseException) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("where", "name", "how", "kind"),
     [
-        (state_files, "open", FullDisk, OSError),
+        (atomic, "open", FullDisk, OSError),
         (os, "fsync", _raising(OSError(errno.EIO, "no")), OSError),
         (os, "fsync", _raising(KeyboardInterrupt()), KeyboardInterrupt),
         (os, "replace", _raising(PermissionError("no")), PermissionError),
@@ -128,7 +128,7 @@ def test_a_disk_that_is_really_full(path: Path) -> None:
 KILLED = """
     import builtins, json, os, signal, sys
     import torch, tracetorch as tt
-    from tracetorch import state_files
+    from tracetorch import atomic
     from tracetorch.testing import Trace
 
     class Net(tt.Model):
@@ -161,7 +161,7 @@ KILLED = """
             child = os.fork()
             if child == 0:
                 if moment == "open":
-                    state_files.open = Dying
+                    atomic.open = Dying
                 else:
                     setattr(os, moment, die)
                 model.save_states(path)

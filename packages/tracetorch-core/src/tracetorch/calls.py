@@ -28,7 +28,16 @@ from tracetorch.randomness import RANDOM, after
 from tracetorch.reasons import Reason, Unfused
 from tracetorch.recomputation import refuse_plain_recomputation
 from tracetorch.states import alike, moved
-from tracetorch.timestep import answered, begun, check_shapes, outlined, random_state, timestep
+from tracetorch.timestep import (
+    answered,
+    begun,
+    check_shapes,
+    outlined,
+    random_state,
+    refuse_writes,
+    timestep,
+    versions,
+)
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -137,11 +146,9 @@ def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
         cannot(layer, why)
         return None
     if not hasattr(type(layer).sequence, "standard"):
-        if record:
-            say(f"{type(layer).__name__} runs step by step: {Reason(Unfused.RECORDED)}")
-            return None
-        y = _by_its_own(layer, x)
-        return None if y is None else Unrolled(y, {})
+        y = _by_its_own(layer, x, record)
+        if y is not None:
+            return Unrolled(y, {})
     parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
     request = _request(layer, x, x[0], parameters, single=False)
     answer = serving.unroll(request._replace(recorded=record) if record else request)
@@ -151,18 +158,21 @@ def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
     return Unrolled(answer.y, dict(zip(record, answer.recorded, strict=True)))
 
 
-def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
-    """By the method ``sequence`` of its class."""
-    why = _outdated(layer)
+def _by_its_own(layer: Any, x: Tensor, record: tuple[str, ...]) -> Tensor | None:
+    """By the method ``sequence`` of its class; None where a kernel, or its steps, are to do it."""
+    why = Reason(Unfused.RECORDED) if record else _outdated(layer)
     if why is not None:
-        cannot(layer, why)
+        if not torch.compiler.is_compiling():
+            say(f"{type(layer).__name__} does not run by its own sequence: {why}")
         return None
     declared, place = layer.tt.declaration, layer.dim % (x.ndim - 1)
     dtype = promoted(layer, x.dtype)
     old = begun(layer, x[0], dtype)
     last = moved(x, place + 1, x.ndim - 1).to(dtype)
     parameters = declared.parameter_fields(*_as(dtype, _effective(layer, layer.tt)))
+    unwritten = versions(layer, last, old)
     found = layer.sequence(declared.state_fields(*old), last, parameters)
+    refuse_writes(layer, "sequence", unwritten)
     if found is None:
         return None
     new, y = _checked(layer, found, old, x)

@@ -164,8 +164,8 @@ class Layer(Stateful):
 
         A layer without it runs its ``step`` in a kernel where that can be, else in a loop. It is
         not asked where steps are wanted: under ``tt.backends.use("eager")``, with hooks or a
-        ``forward`` of the layer's own, within transforms of torch, and where a subclass has
-        another ``step``.
+        ``forward`` of the layer's own, within transforms of torch, where its states are recorded,
+        and where a subclass has another ``step``.
 
         Args:
             states: the states to begin with by attribute, as in :meth:`step`.
@@ -174,7 +174,7 @@ class Layer(Stateful):
 
         Returns:
             The final states by name, and the outputs ``[T, …, any size]``: what the steps would
-            give. None: this sequence is to be stepped.
+            give. None: this sequence is to run as that of a layer without the method.
         """
         del states, x, p
         return None

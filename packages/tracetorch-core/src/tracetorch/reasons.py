@@ -40,7 +40,7 @@ class Unfused(Enum):
     LOOKS = "the step looks at values ({})"
     OTHERWISE = "it computes something else {}"
     RAISES = "its step raised {} on a sample: {}"
-    RECORDED = "its states are recorded, and its own sequence does not give them out"
+    RECORDED = "its states are recorded, which it does not give out"
     WATCHED = "torch traces or fakes what runs, and sees the step's operations instead"
 
 

@@ -66,8 +66,7 @@ def _checked(
     """What ``step`` returns, where it is what it should be."""
     declared = layer.tt.declaration
     states = declared.state_fields(*old)
-    given = {"x": x, **dict(zip(declared.states, old, strict=True))}
-    versions = {} if torch.compiler.is_compiling() else _versions(given)
+    unwritten = versions(layer, x, old)
     try:
         found: Any = layer.step(states, x, parameters)
     except AttributeError as error:
@@ -82,12 +81,28 @@ def _checked(
                 ) from None
         raise
     answer = answered(layer, "step", "output)", found)
-    for name, version in versions.items():
-        if given[name]._version != version:
-            raise StateError(
-                layer, f"step writes into {name} in place; it must compute new tensors instead"
-            )
+    refuse_writes(layer, "step", unwritten)
     return answer
+
+
+Versions = list[tuple[str, Tensor, int]]
+
+
+def versions(layer: Any, x: Tensor, old: Sequence[Tensor]) -> Versions:
+    """How often a layer's input and states have been written to, where torch counts it."""
+    if torch.compiler.is_compiling():
+        return []
+    given = {"x": x, **dict(zip(layer.tt.declaration.states, old, strict=True))}
+    return [(name, t, t._version) for name, t in given.items() if not t.is_inference()]
+
+
+def refuse_writes(layer: Any, method: str, before: Versions) -> None:
+    """StateError where a method has written to what it was given."""
+    for name, tensor, version in before:
+        if tensor._version != version:
+            raise StateError(
+                layer, f"{method} writes into {name} in place; it must compute new tensors instead"
+            )
 
 
 def answered(
@@ -126,11 +141,6 @@ def check_shapes(layer: Any, method: str, new: Mapping[str, Tensor], old: Sequen
                 f"{method} must return {name} in its own shape {list(state.shape)} (neurons last), "
                 f"got {list(new[name].shape)}",
             )
-
-
-def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """How often each has been written to, where torch counts it."""
-    return {name: t._version for name, t in tensors.items() if not t.is_inference()}
 
 
 def outlined(value: object) -> str:

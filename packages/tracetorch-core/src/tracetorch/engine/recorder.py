@@ -282,7 +282,13 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _where() -> str:
-    """The innermost source line outside torch and the engine: where the step asked for it."""
+    """The innermost source line outside torch and the engine: where the step asked for it.
+
+    Of a derivative there is no such line, but the name of what is differentiated.
+    """
+    node = torch._C._current_autograd_node()
+    if node is not None:
+        return f"{node.name()}, a derivative"
     frame = sys._getframe(1)
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")

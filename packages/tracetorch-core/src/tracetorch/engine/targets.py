@@ -1,7 +1,7 @@
 """The one registry of target languages: a row says how kernels are made of a graph, and where.
 
-Another language is a file that renders and launches, its row here, and its column in the table of
-operations (:mod:`tracetorch.engine.ops`).
+Another language is a file that renders and launches, with its texts of the operations (a column of
+:mod:`tracetorch.engine.ops` if it ships with the library), and its row here.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overloa
 import torch
 from torch import Tensor
 
+from tracetorch.parameters import checked_integer
+
 Options = ParamSpec("Options")
 Answer = TypeVar("Answer")
-Answered = TypeVar("Answered", covariant=True)
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -24,27 +25,27 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # ---------------------------------------------------------------------- recordings
 
 
-class Measure(Protocol[Options, Answered]):
+class Measure(Protocol[Options, Answer]):
     """A measure of a tensor; of a recording, the measures of its tensors by name."""
 
     @overload
     def __call__(
         self, spikes: Tensor, /, *args: Options.args, **kwargs: Options.kwargs
-    ) -> Answered: ...
+    ) -> Answer: ...
 
     @overload
     def __call__(
         self, spikes: Mapping[str, Tensor], /, *args: Options.args, **kwargs: Options.kwargs
-    ) -> dict[str, Answered]: ...
+    ) -> dict[str, Answer]: ...
 
 
-class Comparison(Protocol[Options, Answered]):
+class Comparison(Protocol[Options, Answer]):
     """A measure of two tensors; of two recordings, those of their tensors by name."""
 
     @overload
     def __call__(
         self, first: Tensor, second: Tensor, /, *args: Options.args, **kwargs: Options.kwargs
-    ) -> Answered: ...
+    ) -> Answer: ...
 
     @overload
     def __call__(
@@ -54,7 +55,7 @@ class Comparison(Protocol[Options, Answered]):
         /,
         *args: Options.args,
         **kwargs: Options.kwargs,
-    ) -> dict[str, Answered]: ...
+    ) -> dict[str, Answer]: ...
 
 
 def measure(function: Callable[Concatenate[Tensor, Options], Answer]) -> Measure[Options, Answer]:
@@ -147,6 +148,13 @@ class Spikes:
         return values.to(self.dtype)
 
 
+def counted(fired: Tensor) -> Tensor:
+    """How many are true along dimension 0: integers."""
+    # torch adds bytes as bytes several times as fast as it does as integers of 8
+    parts = [p.sum(0, dtype=torch.uint8) for p in torch.split(fired.view(torch.uint8), 255)]
+    return torch.stack(parts).sum(0)
+
+
 def _checked(owner: str, spikes: object, name: str, neurons: bool) -> Tensor:
     shape = "[T, B, …]"
     if not isinstance(spikes, Tensor) or spikes.is_complex():
@@ -183,24 +191,29 @@ def checked_lengths(owner: str, lengths: object, x: Tensor) -> Tensor:
 def checked_number(
     owner: str, name: str, value: object, allowed: str, fits: Callable[[float], bool]
 ) -> float:
-    """A finite real number that fits; TypeError or ValueError otherwise."""
+    """A real number that fits; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{owner}: {name} must be a number {allowed}, got {value!r}")
-    if not math.isfinite(value) or not fits(float(value)):
-        raise ValueError(f"{owner}: {name} must be a number {allowed}, got {value!r}")
+        raise TypeError(f"{owner}: {name} must be {allowed}, got {value!r}")
+    if not fits(float(value)):
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {value!r}")
     return float(value)
 
 
-def checked_duration(owner: str, name: str, value: object) -> float:
-    """A positive number; TypeError or ValueError otherwise."""
-    return checked_number(owner, name, value, "in (0, ∞)", lambda number: number > 0)
+def checked_positive(owner: str, name: str, value: object) -> float:
+    """A positive, finite number; TypeError or ValueError otherwise."""
+    return checked_number(owner, name, value, "a number in (0, ∞)", lambda v: 0 < v < math.inf)
+
+
+def checked_amount(owner: str, name: str, value: object) -> float:
+    """A finite number, not negative; TypeError or ValueError otherwise."""
+    return checked_number(owner, name, value, "a number in [0, ∞)", lambda v: 0 <= v < math.inf)
 
 
 def checked_window(owner: str, window: object, steps: int) -> int:
     """A number of timesteps in 1…T; TypeError or ValueError otherwise."""
-    allowed = f"an integer in 1…{steps}, timesteps"
-    if isinstance(window, bool) or not isinstance(window, numbers.Integral):
-        raise TypeError(f"{owner}: window must be {allowed}, got {window!r}")
-    if not 1 <= window <= steps:
-        raise ValueError(f"{owner}: window must be {allowed}, got {window!r}")
-    return int(window)
+    size = checked_integer(owner, "window", window, low=1)
+    if size > steps:
+        raise ValueError(
+            f"{owner}: window must be at most the {steps} timesteps of the sequence, got {window!r}"
+        )
+    return size

@@ -61,7 +61,7 @@ def _transposed(module: Any, x: Tensor, weight: Tensor, output: torch.Size) -> T
         out - ((size - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
         for out, size, kernel, stride, pad, dilation in places
     ]
-    return convolve(  # type: ignore[operator, no-any-return]
+    return convolve(
         x, weight, None, module.stride, module.padding, more, module.groups, module.dilation
     )
 
@@ -171,7 +171,15 @@ class Tally:
         )
         ones = at_one(samples).sum(0)
         for at, more in enumerate((len(samples), ones, (samples != 0).sum(0) - ones)):
-            seen[at] += more
+            seen[at] = seen[at] + more  # not in place: what there was may be wanted again
+
+    def place(self) -> dict[Any, list[Any]]:
+        """What was seen so far."""
+        return {shapes: [*seen] for shapes, seen in self._seen.items()}
+
+    def back(self, place: dict[Any, list[Any]]) -> None:
+        """That again, and nothing of what came since."""
+        self._seen = place
 
     def count(self, module: nn.Module) -> Count:
         """Of all of its calls."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tracetorch.measures.arguments import checked_number
+from tracetorch.measures.arguments import checked_amount
 
 
 class Count(NamedTuple):
@@ -28,7 +28,7 @@ class Count(NamedTuple):
     macs: int = 0
     acs: int = 0
 
-    def __add__(self, other: object) -> Count:  # type: ignore[override]
+    def __add__(self, other: object) -> Count:
         """Both together."""
         if not isinstance(other, Count):
             return NotImplemented
@@ -97,7 +97,7 @@ class EnergyConstants:
 
     def __post_init__(self) -> None:
         for name, value in (("mac", self.mac), ("ac", self.ac)):
-            checked_number("EnergyConstants", name, value, "in [0, ∞), in joule", lambda v: v >= 0)
+            checked_amount("EnergyConstants", name, value)
 
 
 HOROWITZ_45NM = EnergyConstants(mac=4.6e-12, ac=0.9e-12)

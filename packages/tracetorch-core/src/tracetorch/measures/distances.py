@@ -10,7 +10,16 @@ import math
 import torch
 from torch import Tensor
 
-from tracetorch.measures.arguments import Spikes, checked_duration, checked_number, comparison
+from tracetorch.measures.arguments import (
+    Spikes,
+    checked_amount,
+    checked_positive,
+    comparison,
+    counted,
+)
+
+# of a diagonal, for all trains that are worked on together: fewer than torch spreads over threads
+_CELLS = 1 << 15
 
 
 def _pair(owner: str, first: object, second: object, lengths: object) -> tuple[Spikes, Tensor]:
@@ -62,18 +71,16 @@ def van_rossum(
 
     Source: van Rossum, A Novel Spike Distance, Neural Computation 13 (2001).
     """
-    tau = checked_duration("van_rossum", "tau", tau)
+    tau = checked_positive("van_rossum", "tau", tau)
     one, other = _pair("van_rossum", first, second, lengths)
-    decay = math.exp(-1 / tau)
+    decay, kept = math.exp(-1 / tau), -math.expm1(-2 / tau)
     trace = torch.zeros(other.shape[1:], dtype=torch.float64, device=other.device)
-    squared = torch.zeros_like(trace)
-    # d d' e^(-|t - t'| / tau) / 2 summed over all pairs of differences d of the two trains
-    for fires, fires_too in zip(one.fired, other, strict=True):
-        difference = fires.double() - fires_too.double()
-        trace *= decay
-        squared += difference * (trace + difference / 2)
-        trace += difference
-    return one.real(squared.clamp_(min=0).sqrt_())
+    squares = torch.zeros_like(trace)
+    # between two timesteps a trace f decays, and its square integrates to f² tau kept / 2
+    for fires, fires_too in zip(one.fired.view(torch.int8), other.view(torch.int8), strict=True):
+        trace.mul_(decay).add_(fires - fires_too)
+        squares.addcmul_(trace, trace)
+    return one.real(((kept * squares + (1 - kept) * trace**2) / 2).sqrt())
 
 
 @comparison
@@ -91,7 +98,7 @@ def victor_purpura(
     .. math::
         G(i, j) = \min\big( G(i-1, j) + 1,\; G(i, j-1) + 1,\; G(i-1, j-1) + q |t_i - u_j| \big)
 
-    All pairs of trains are worked on at once; time and memory go by the most spikes of a train.
+    Time goes by the product of the numbers of spikes, and many trains are worked on at once.
 
     Args:
         first: ``[T, B, …]``, or a recording; whatever is not zero is a spike.
@@ -117,19 +124,25 @@ def victor_purpura(
 
     Source: Victor and Purpura, Journal of Neurophysiology 76 (1996), their D^spike[q].
     """
-    cost = checked_number("victor_purpura", "cost", cost, "in [0, ∞)", lambda q: q >= 0)
+    cost = checked_amount("victor_purpura", "cost", cost)
     one, other = _pair("victor_purpura", first, second, lengths)
-    distances = _least_cost(*_times(one.fired), *_times(other), cost)
+    t, n = _times(one.fired)
+    u, m = _times(other)
+    distances = torch.zeros(n.shape, dtype=torch.float64, device=n.device)
+    # trains of like numbers together, as many as fit into a processor's cache
+    for some in torch.split((n + m).argsort(), max(1, _CELLS // (len(t) + 1))):
+        rows, columns = (max(numbers[some].tolist(), default=0) for numbers in (n, m))
+        distances[some] = _least_cost(t[:rows, some], n[some], u[:columns, some], m[some], cost)
     return one.real(distances.view(other.shape[1:]))
 
 
 def _times(fired: Tensor) -> tuple[Tensor, Tensor]:
     """When the spikes of each train are, ``[K, M]``, and how many there are, ``[M]``."""
     trains, times = fired.flatten(1).t().nonzero(as_tuple=True)
-    numbers = fired.sum(0).flatten()
+    numbers = counted(fired).flatten()
     rank = torch.arange(len(trains), device=fired.device)
     rank -= (numbers.cumsum(0) - numbers)[trains]
-    most = int(numbers.max()) if len(numbers) else 0
+    most = max(numbers.tolist(), default=0)
     padded = torch.zeros(most, len(numbers), dtype=torch.float64, device=fired.device)
     padded[rank, trains] = times.double()
     return padded, numbers
@@ -141,18 +154,18 @@ def _least_cost(t: Tensor, n: Tensor, u: Tensor, m: Tensor, cost: float) -> Tens
     G is found by its diagonals i + j = s: row i of a diagonal depends on rows i and i - 1 of the
     two before it alone, so that a diagonal is one operation.
     """
-    rows, columns, reverse = len(t), len(u), u.flip(0)
-    end = n + m
+    rows, columns = len(t), len(u)
+    t, reverse, end = t * cost, u.flip(0) * cost, n + m
     found = torch.zeros(n.shape, dtype=torch.float64, device=t.device)
     before = last = torch.zeros(rows + 1, len(n), dtype=torch.float64, device=t.device)
     for s in range(1, rows + columns + 1):
-        new = torch.full_like(last, float(s))  # of an empty train, at either end
+        new = torch.full_like(last, float(s))  # where a train has no spikes left
         low, high = max(1, s - columns), min(rows, s - 1)
         if low <= high:
-            moves = t[low - 1 : high] - reverse[columns - s + low : columns - s + high + 1]
-            kept = before[low - 1 : high] + cost * moves.abs()
-            least = torch.minimum(last[low - 1 : high], last[low : high + 1]) + 1
-            torch.minimum(kept, least, out=new[low : high + 1])
+            moved = t[low - 1 : high] - reverse[columns - s + low : columns - s + high + 1]
+            moved.abs_().add_(before[low - 1 : high])
+            least = torch.minimum(last[low - 1 : high], last[low : high + 1]).add_(1)
+            torch.minimum(moved, least, out=new[low : high + 1])
         ending = (end == s).nonzero()[:, 0]
         found[ending] = new[n[ending], ending]
         before, last = last, new

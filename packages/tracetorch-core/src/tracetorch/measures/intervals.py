@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tracetorch.measures.arguments import Spikes, checked_duration, measure
+
+from tracetorch.measures.arguments import Spikes, checked_positive, measure
 
 
 class Intervals(NamedTuple):
@@ -69,7 +70,7 @@ def interspike_intervals(
         >>> interspike_intervals(spikes)
         Intervals(durations=tensor([1., 2., 2.]), trains=tensor([0, 0, 1]))
     """
-    dt = checked_duration("interspike_intervals", "dt", dt)
+    dt = checked_positive("interspike_intervals", "dt", dt)
     given = Spikes("interspike_intervals", spikes, lengths)
     found = _intervals(given)
     return found._replace(durations=given.real(found.durations.double() * dt))
@@ -98,7 +99,7 @@ def interval_mean(spikes: Tensor, *, dt: float = 1.0, lengths: Tensor | None = N
         >>> interval_mean(spikes)
         tensor([[1.5000,    nan]])
     """
-    dt = checked_duration("interval_mean", "dt", dt)
+    dt = checked_positive("interval_mean", "dt", dt)
     given = Spikes("interval_mean", spikes, lengths)
     found = _intervals(given)
     total = _summed(given, found.trains, found.durations).double()

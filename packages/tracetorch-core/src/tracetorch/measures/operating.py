@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tracetorch import generators
 from tracetorch.layer import Layer
-from tracetorch.layer_states import selected
+from tracetorch.layer_states import refuse_passage, selected
 from tracetorch.measures.arguments import checked_lengths
 from tracetorch.measures.connections import Tally, kind_of
 from tracetorch.measures.counts import Count, Operations
-from tracetorch.measures.products import Stepped, has_matrices
+from tracetorch.measures.products import Stepped, Watched, has_matrices
 from tracetorch.modules import Observer
-from tracetorch.walk import named_layers
+from tracetorch.walk import Boundary, named_layers
 
 
 def operations(
@@ -80,6 +81,8 @@ def operations(
         raise TypeError(f"operations: model must be a module, got a {type(model).__name__}")
     ends = _checked(x, lengths)
     layers = list(named_layers(model))
+    for _, layer in layers:
+        refuse_passage(layer)
     with left_as_it_was(model, [layer for _, layer in layers], x.device):
         counting = _Counting(model, layers, pooling)
         with counting:
@@ -112,17 +115,17 @@ def _run(model: nn.Module, layers: list[Layer], x: Tensor, ends: Tensor) -> None
             for layer in layers:
                 layer.tt.states = selected(layer, going)
             x, ends = x[:, going.to(x.device)], ends[going]
-        unroll: Any = getattr(model, "unroll", None)
-        if unroll is None:
+        if isinstance(model, (Boundary, Layer)):
+            whole: Any = model
+            whole.unroll(x[start:stop])
+        else:
             for timestep in x[start:stop]:
                 model(timestep)
-        else:
-            unroll(x[start:stop])
 
 
 @contextmanager
 def left_as_it_was(model: nn.Module, layers: list[Layer], device: torch.device) -> Iterator[None]:
-    """Within it, the model is in evaluation mode; afterwards all is as it was before."""
+    """Within it, the model is in evaluation mode, unrecorded; afterwards all is as it was."""
     states = [(layer, layer.tt.states, layer.tt.passage) for layer in layers]
     modules = {id(m): m for root in (model, *layers) for m in root.modules()}
     training = [(module, module.training) for module in modules.values()]
@@ -130,6 +133,9 @@ def left_as_it_was(model: nn.Module, layers: list[Layer], device: torch.device) 
         try:
             for module, _ in training:
                 module.training = False
+            for layer, _, passage in states:
+                if passage is not None and passage.transparent:
+                    layer.tt.passage = None
             yield
         finally:
             for module, flag in training:
@@ -150,7 +156,6 @@ class _Counting(ExitStack):
 
     def __init__(self, model: nn.Module, layers: list[tuple[str, Layer]], pooling: bool) -> None:
         super().__init__()
-        self._stepped = {n: (layer, Stepped()) for n, layer in layers if has_matrices(layer)}
         within = {id(m) for _, layer in layers for m in layer.modules()}
         outside = [(name, m) for name, m in model.named_modules() if id(m) not in within]
         self._tallies: dict[str, tuple[nn.Module, Tally]] = {}
@@ -158,6 +163,11 @@ class _Counting(ExitStack):
             kind = kind_of(module)
             if kind is not None and (pooling or kind.apply is not None):
                 self._tallies[name] = module, Tally(kind)
+        tallies = [tally for _, tally in self._tallies.values()]
+        self._watched = {
+            name: (layer, (Stepped if has_matrices(layer) else Watched)(tallies))
+            for name, layer in layers
+        }
         self.uncounted = [name for name, m in outside if kind_of(m) is None and _weighted(m)]
         self._order = [name for name, _ in (*model.named_modules(), *layers)]
 
@@ -166,19 +176,21 @@ class _Counting(ExitStack):
         for module, tally in self._tallies.values():
             handle = module.register_forward_hook(Observer(tally.look))
             self.callback(handle.remove)
-        for layer, passage in self._stepped.values():
+        for layer, passage in self._watched.values():
             layer.tt.passage = passage
         return self
 
     def rows(self) -> dict[str, Count]:
         """The counts, in the order of the modules."""
         found = {name: tally.count(module) for name, (module, tally) in self._tallies.items()}
-        found |= {name: passage.count for name, (_, passage) in self._stepped.items()}
+        for name, (_, passage) in self._watched.items():
+            if isinstance(passage, Stepped):
+                found[name] = passage.count
         return {name: found[name] for name in dict.fromkeys(self._order) if name in found}
 
 
 def _weighted(module: nn.Module) -> bool:
-    """Whether a module holds matrices of its own, other than a table to look things up in."""
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    """Whether it holds matrices of its own, other than tables and what weights are made of."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, ParametrizationList)):
         return False
     return any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))

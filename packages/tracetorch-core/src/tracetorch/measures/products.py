@@ -6,7 +6,7 @@ is around it stays folded. Knows layers one at a time, and no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tracetorch.calls import check_input
 from tracetorch.effective import effective, promoted
 from tracetorch.layer import Layer
-from tracetorch.measures.connections import at_one
+from tracetorch.measures.connections import Tally, at_one
 from tracetorch.measures.counts import Count
 from tracetorch.passage import Passage
 from tracetorch.timestep import timestep
@@ -38,17 +38,57 @@ def has_matrices(layer: Layer) -> bool:
     return any(tensor.ndim >= 2 for tensor in (*layer.parameters(), *layer.buffers()))
 
 
-class Stepped(Passage):
-    """A layer's calls, timestep by timestep, the products in them counted.
+class Watched(Passage):
+    """A layer's calls as they are; where a sequence has to begin again, so do the tallies.
 
-    Attributes:
-        count: of all calls so far.
+    Args:
+        tallies: of the modules around the layer.
     """
 
     transparent = True
 
-    def __init__(self) -> None:
-        self.count = Count()
+    def __init__(self, tallies: Sequence[Tally]) -> None:
+        self._tallies = tallies
+
+    def call(self, layer: Any, x: Tensor) -> Tensor:
+        """The timestep."""
+        return self._as_it_is(layer, layer, x)
+
+    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+        """The sequence."""
+        return self._as_it_is(layer, layer.unroll, x)
+
+    def _as_it_is(self, layer: Any, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        layer.tt.passage = None
+        try:
+            return compute(x)
+        finally:
+            layer.tt.passage = self
+
+    def refuse_states(self, layer: Any) -> None:
+        """They may be read."""
+
+    def place(self) -> Any:
+        """What was counted so far."""
+        return [tally.place() for tally in self._tallies]
+
+    def back(self, place: Any) -> None:
+        """That again, and nothing of what came since."""
+        for tally, then in zip(self._tallies, place, strict=True):
+            tally.back(then)
+
+
+class Stepped(Watched):
+    """A layer's calls, timestep by timestep, the products in them counted."""
+
+    def __init__(self, tallies: Sequence[Tally]) -> None:
+        super().__init__(tallies)
+        self._products = _Products()
+
+    @property
+    def count(self) -> Count:
+        """Of all calls so far."""
+        return self._products.count
 
     def call(self, layer: Any, x: Tensor) -> Tensor:
         """The timestep."""
@@ -56,32 +96,44 @@ class Stepped(Passage):
         specs, dtype = layer.tt.declaration.parameters.values(), promoted(layer, x.dtype)
         values = effective(layer, specs, layer.tt.constants, layer.tt.compiled)
         cast = [value.to(dtype) for value in values]
-        held = (*values, *cast, *layer.parameters(), *layer.buffers())
-        with _Products(held) as products:
+        with self._products.of((*layer.parameters(), *layer.buffers()), (*values, *cast)):
             fields = layer.tt.declaration.parameter_fields(*cast)
             y, layer.tt.states = timestep(layer, x, fields)
-        self.count += products.count
         return y
 
     def unroll(self, layer: Any, x: Tensor) -> Tensor:
         """All timesteps, one after the other."""
         return torch.stack([self.call(layer, step) for step in x])
 
-    def refuse_states(self, layer: Any) -> None:
-        """They may be read."""
+    def place(self) -> Any:
+        """What was counted so far."""
+        return self.count, super().place()
+
+    def back(self, place: Any) -> None:
+        """That again, and nothing of what came since."""
+        self._products.count, tallies = place
+        super().back(tallies)
 
 
-class _Products(TorchDispatchMode):
-    """Within it, matrix products with any of these weights are counted.
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, matrix products with weights are counted.
 
     Attributes:
         count: of those so far.
     """
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._weights = {_memory(weight) for weight in weights}
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = Count()
+        self._weights: set[int] = set()
+        self._lasting: set[int] = set()
+        self._fans: dict[Any, Tensor] = {}
+
+    def of(self, held: Iterable[Tensor], made: Iterable[Tensor]) -> _Products:
+        """Of these weights: those that a layer holds, and those that were made for a timestep."""
+        self._lasting = {_memory(weight) for weight in held}
+        self._weights = self._lasting | {_memory(weight) for weight in made}
+        return self
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -97,23 +149,28 @@ class _Products(TorchDispatchMode):
 
     def _look(self, left: Tensor, right: Tensor) -> None:
         if _memory(right) in self._weights:
-            self.count += _product(left, right)
+            self._add(left, right[:, None] if right.ndim == 1 else right)
         elif _memory(left) in self._weights:
-            if right.ndim == 1:  # of a matrix and a vector
-                self.count += _product(right[None], left.t())
-            else:
-                self.count += _product(right.transpose(-1, -2), left.transpose(-1, -2))
+            # of a matrix and a vector, or the other way round
+            activations = right[None] if right.ndim == 1 else right.transpose(-1, -2)
+            self._add(activations, left.transpose(-1, -2))
+
+    def _add(self, activations: Tensor, weights: Tensor) -> None:
+        """Of activations ``[…, m, k]`` and weights ``[…, k, n]``."""
+        fan, ones = self._fan(weights), at_one(activations).sum(-2)
+        others = (activations != 0).sum(-2) - ones
+        dense = activations.numel() * weights.shape[-1]
+        self.count += Count(dense, int((others * fan).sum()), int((ones * fan).sum()))
+
+    def _fan(self, weights: Tensor) -> Tensor:
+        """How many connections leave each activation."""
+        if _memory(weights) not in self._lasting:
+            return (weights != 0).sum(-1)
+        key = weights.data_ptr(), weights.shape, weights.stride()
+        if key not in self._fans:
+            self._fans[key] = (weights != 0).sum(-1)
+        return self._fans[key]
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _product(activations: Tensor, weights: Tensor) -> Count:
-    """Of activations ``[…, m, k]`` and weights ``[…, k, n]``, or ``[k]``."""
-    if weights.ndim == 1:
-        weights = weights[:, None]
-    fan, ones = (weights != 0).sum(-1), at_one(activations).sum(-2)
-    others = (activations != 0).sum(-2) - ones
-    dense = activations.numel() * weights.shape[-1]
-    return Count(dense, int((others * fan).sum()), int((ones * fan).sum()))

@@ -6,11 +6,17 @@ Pure functions of spikes ``[T, B, …]`` and of recordings; know no layer and no
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
-from tracetorch.measures.arguments import Spikes, checked_duration, checked_number, measure
+
+from tracetorch.measures.arguments import (
+    Spikes,
+    checked_number,
+    checked_positive,
+    counted,
+    measure,
+)
 
 
 @measure
@@ -37,7 +43,7 @@ def spike_counts(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         >>> spike_counts({"lif.out": spikes}, lengths=torch.tensor([1]))
         {'lif.out': tensor([[0, 1]])}
     """
-    return Spikes("spike_counts", spikes, lengths).fired.sum(0)
+    return counted(Spikes("spike_counts", spikes, lengths).fired)
 
 
 @measure
@@ -71,14 +77,14 @@ def firing_rate(
     """
     if over not in ("time", "batch", "all"):
         raise ValueError(f"firing_rate: over must be 'time', 'batch' or 'all', got {over!r}")
-    dt = checked_duration("firing_rate", "dt", dt)
+    dt = checked_positive("firing_rate", "dt", dt)
     given = Spikes("firing_rate", spikes, lengths, neurons=over == "batch")
     return given.real(_rate(given, over) / dt)
 
 
 def _rate(given: Spikes, over: str) -> Tensor:
     """Spikes per timestep in float64."""
-    counts, steps = given.fired.sum(0), given.steps.double()
+    counts, steps = counted(given.fired), given.steps.double()
     if over == "time":
         return counts / steps
     if over == "batch":
@@ -157,7 +163,7 @@ def saturated(spikes: Tensor, *, share: float = 0.9, lengths: Tensor | None = No
         >>> saturated(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))
         tensor([ True, False])
     """
-    share = checked_number("saturated", "share", share, "in (0, 1]", lambda s: 0 < s <= 1)
+    share = checked_number("saturated", "share", share, "a number in (0, 1]", lambda s: 0 < s <= 1)
     return _rate(Spikes("saturated", spikes, lengths, neurons=True), "batch") >= share
 
 
@@ -186,9 +192,8 @@ def first_spike_latency(
         >>> first_spike_latency(spikes)
         tensor([[1., inf]])
     """
-    dt = checked_duration("first_spike_latency", "dt", dt)
-    if isinstance(silent, bool) or not isinstance(silent, numbers.Real):
-        raise TypeError(f"first_spike_latency: silent must be a number, got {silent!r}")
+    dt = checked_positive("first_spike_latency", "dt", dt)
+    silent = checked_number("first_spike_latency", "silent", silent, "a number", lambda v: True)
     given = Spikes("first_spike_latency", spikes, lengths)
     first = given.fired.view(torch.uint8).argmax(0)  # of equal ones, torch takes the first
-    return given.real(torch.where(given.fired.any(0), first.double() * dt, float(silent)))
+    return given.real(torch.where(given.fired.any(0), first.double() * dt, silent))

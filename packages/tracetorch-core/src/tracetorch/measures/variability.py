@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from tracetorch.measures.arguments import Spikes, checked_window, measure
 
 
@@ -20,7 +21,7 @@ class _Windows:
 
     def __init__(self, given: Spikes, window: int) -> None:
         full = len(given.fired) // window
-        fired = given.fired[: full * window].unflatten(0, (full, window))
+        fired = given.fired[: full * window].view(full, window, *given.fired.shape[1:])
         counts = fired.sum(1, dtype=torch.int32)
         self.number = given.steps // window
         place = torch.arange(full, device=counts.device).view(-1, *(1,) * given.steps.ndim)

@@ -66,6 +66,7 @@ class Copier:
         self.classes: dict[type, None] = {}
         self.shared: dict[int, Any] = {}
         self._memo: dict[int, Any] = {}
+        self._ours: list[Bookkeeping] = []
 
     def of(self, value: Any, default: Any) -> Any:
         """The copy of a value, if there is one."""
@@ -85,6 +86,7 @@ class Copier:
         if id(value) in self._memo:
             return self._memo[id(value)]
         if isinstance(value, Bookkeeping):
+            self._ours.append(value)  # one that a module makes for its copy may be gone, its id new
             return self._memo.setdefault(id(value), value.renewed())
         if len(self._memo) > _MOST:
             raise Unfoldable(Unfolded.UNCOPIED, f"{name} with all that it holds")
