@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tracetorch.snn import quantizers, surrogates
+from tracetorch.snn import (
+    decoders,
+    encoders,
+    init,
+    losses,
+    quantizers,
+    regularizers,
+    surrogates,
+)
 from tracetorch.snn.firing import BINARY, SCALED, TERNARY, Firing
 from tracetorch.snn.layer import LeakyIntegrator
 from tracetorch.snn.layers import (
@@ -83,6 +91,11 @@ __all__ = [
     "Firing",
     "Layer",
     "LeakyIntegrator",
+    "decoders",
+    "encoders",
+    "init",
+    "losses",
     "quantizers",
+    "regularizers",
     "surrogates",
 ]
