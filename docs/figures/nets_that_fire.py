@@ -1,7 +1,7 @@
 """Two deep nets that are silent with torch's weights: rates by layer, and whether they learn.
 
 Writes ``docs/images/nets-that-fire.png`` and says what it measured:
-``uv run python docs/figures/nets_that_fire.py``. Under three minutes on two cores.
+``uv run python docs/figures/nets_that_fire.py``.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ class Recording(Mapping[str, Tensor]):
         found = {**self, **({} if mask is None else {"mask": mask})}
         if path.suffix == ".npz":
             file = io.BytesIO()
-            np.savez(file, **{name: _array(tensor) for name, tensor in found.items()})
+            arrays: Any = {name: _array(tensor) for name, tensor in found.items()}
+            np.savez(file, **arrays)
             replaced(path, file.getvalue())
         else:
             detached = {name: tensor.detach().contiguous() for name, tensor in found.items()}

@@ -120,7 +120,7 @@ class Summary:
 
     def _cells(self, operations: Operations) -> list[tuple[str, ...]]:
         head = ("layer", "", "output", "parameters", "state bytes", "rate", "silent")
-        cells = [(*head, "dense", "MACs", "ACs", "runs")]
+        cells: list[tuple[str, ...]] = [(*head, "dense", "MACs", "ACs", "runs")]
         for row in self.rows:
             counts = ("", "", "")
             if row.operations is not None:
@@ -151,7 +151,7 @@ class Summary:
 
 
 def _plain_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    cells = [("layer", "", "parameters", "states", "state per sample")]
+    cells: list[tuple[str, ...]] = [("layer", "", "parameters", "states", "state per sample")]
     return cells + [
         (row.name, row.text, f"{row.parameters:,}", ", ".join(row.states), _or_dash(row.state_size))
         for row in rows
@@ -304,4 +304,4 @@ class _Seen:
         """With what was found."""
         own = sum(p.numel() for p in self._module.parameters())
         row = Row(name, type(self._module).__name__, "", own)
-        return row._replace(**self._shapes)
+        return row._replace(input=self._shapes.get("input"), output=self._shapes.get("output"))

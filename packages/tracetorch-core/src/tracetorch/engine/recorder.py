@@ -286,7 +286,7 @@ def _where() -> str:
 
     Of a derivative there is no such line, but the name of what is differentiated.
     """
-    node = torch._C._current_autograd_node()
+    node: Any = torch._C._current_autograd_node()
     if node is not None:
         return f"{node.name()}, a derivative"
     frame = sys._getframe(1)
