@@ -69,7 +69,7 @@ def assert_raster_above_traces(figure: Path) -> None:
     """Spikes are of one colour; of the three membranes below, the second and third are not."""
     pixels = imread(figure)[..., :3]
     halves = pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]
-    for colour, spikes in (("tab:blue", True), ("tab:orange", False), ("tab:green", False)):
+    for colour, spikes in (("#0072B2", True), ("#E69F00", False), ("#009E73", False)):
         near = [(abs(half - to_rgb(colour)) < 0.15).all(-1).sum() for half in halves]
         assert near[0] > 1000 if spikes else near[0] == 0, (colour, near)
         assert near[1] > 200, (colour, near)
