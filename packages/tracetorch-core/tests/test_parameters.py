@@ -432,3 +432,21 @@ def test_parameters_count_and_are_all_of_the_modules() -> None:
     layer = testing.AdaptiveLIF(5, learn_jump=False)
     assert all(isinstance(p, nn.Parameter) for p in layer.parameters())
     assert {n: p.numel() for n, p in layer.named_parameters()} == {"raw_beta": 5, "raw_rho": 1}
+
+
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_writing_into_what_is_read_changes_nothing(learn: bool, compiled: bool) -> None:
+    layer = testing.AdaptiveLIF(3, learn_jump=learn)
+    if compiled:
+        layer.TTcompile()
+    x = torch.randn(5, 2, 3)
+    with torch.no_grad():
+        expected = layer.unroll(x)
+        layer.zero_states()
+        for name in ("beta", "rho", "jump"):
+            getattr(layer, name).fill_(0.1)
+        assert torch.equal(layer.unroll(x), expected)
+    layer.zero_states()
+    assert torch.equal(layer.unroll(x), expected)
+    torch.testing.assert_close(layer.beta.detach(), torch.full((3,), 0.9))

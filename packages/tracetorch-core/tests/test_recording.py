@@ -295,7 +295,12 @@ def test_what_is_chosen() -> None:
 @pytest.mark.parametrize(
     ("what", "options", "error", "words"),
     [
-        (("lif.men",), {}, ValueError, r"nothing in the model fits 'lif.men'; there is lif.mem"),
+        (
+            ("lif.men",),
+            {},
+            ValueError,
+            r"nothing in the model's tt layers fits 'lif.men'; there is lif.mem",
+        ),
         ((3,), {}, TypeError, "name, a tt.Layer or a class of them, got 3"),
         ((), {"every": 0}, ValueError, "every must be .* at least 1, got 0"),
         ((), {"every": 1.5}, TypeError, "every must be an integer.*1.5"),

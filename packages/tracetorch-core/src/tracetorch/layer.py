@@ -263,7 +263,9 @@ class Layer(Stateful):
             return states_of(self)[name]
         spec = record.declaration.parameters.get(name)
         if spec is not None and spec.derived:
-            return self._effective(spec)
+            value = self._effective(spec)
+            # what a timestep computes with is not to change by what is written into this one
+            return value if value.requires_grad else value.clone()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -283,7 +283,8 @@ def _checked_choice(choice: object, layers: Mapping[str, Layer]) -> object:
     if not any(_names(name, layer, [choice]) for name, layer in layers.items()):
         known = [_key(name, what) for name, layer in layers.items() for what in _parts(layer)]
         raise ValueError(
-            f"record: nothing in the model fits {choice!r}; there is {', '.join(known) or 'none'}"
+            f"record: nothing in the model's tt layers fits {choice!r}; there is "
+            f"{', '.join(known) or 'none'}"
         )
     return choice
 

@@ -129,7 +129,7 @@ class Summary:
             cells.append((
                 row.name, row.kind, _shape(row.output), f"{row.parameters:,}",
                 "" if not row.states else _or_dash(row.state_bytes),
-                "" if row.rate is None else f"{row.rate:.3f}",
+                "" if row.rate is None else _share(row.rate),
                 f"{row.silent:,} of {row.neurons:,}" if row.silent else "",
                 *counts, row.path,
             ))  # fmt: skip
@@ -164,6 +164,10 @@ def _or_dash(number: int | None) -> str:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "" if shape is None else str(list(shape))
+
+
+def _share(rate: float) -> str:
+    return "<0.001" if 0 < rate < 0.001 else f"{rate:.3f}"
 
 
 def _number(value: float) -> str:

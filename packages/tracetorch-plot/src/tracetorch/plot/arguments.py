@@ -194,7 +194,7 @@ def checked_count(argument: str, count: int, low: int = 1) -> int:
 
 
 def levels(argument: str, heights: Levels | None) -> list[float]:
-    """None, one or several heights as a list.
+    """None, one or several heights as a list, each once.
 
     Raises:
         TypeError: they are no numbers.
@@ -202,7 +202,8 @@ def levels(argument: str, heights: Levels | None) -> list[float]:
     """
     if heights is None:
         return []
-    return [float(height) for height in finite(argument, numbers(argument, heights).reshape(-1))]
+    found = finite(argument, numbers(argument, heights).reshape(-1))
+    return [*dict.fromkeys(map(float, found))]
 
 
 def numbers(argument: str, values: object) -> Array:

@@ -34,8 +34,8 @@ def _checked(
     batch, classes = x.shape[1:]
     if targets.shape != (batch,):
         raise ValueError(
-            f"targets must have one class for each of the {batch} samples, got the shape "
-            f"{list(targets.shape)}"
+            f"targets must have one class for each of the {batch} samples of {name} "
+            f"[T, B, classes], time first, got the shape {list(targets.shape)}"
         )
     if not torch.compiler.is_compiling() and bool(((targets < 0) | (targets >= classes)).any()):
         raise ValueError(f"targets must lie in 0…{classes - 1}, got {targets.tolist()}")
