@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
+from tracetorch import measures
 from tracetorch.calls import subject_of
 from tracetorch.engine.serving import programs
 from tracetorch.reasons import Unfoldable, Unfolded
@@ -404,3 +405,95 @@ def test_a_recording_may_be_kept_on_another_device() -> None:
         layer.unroll(torch.ones(3, 1, 2))
     assert rec["mem"].device.type == "meta"
     assert rec["mem"].shape == (3, 1, 2)
+
+
+# ---------------------------------------------------------------------- what a stranger found
+
+
+def test_lengths_and_a_recomputation_go_together() -> None:
+    found = []
+    for recompute in (False, True):
+        model, x = net(), sequence()
+        with tt.record(model, "lif.mem", detach=False) as rec:
+            y = model.unroll(x, lengths=torch.tensor([9, 4]), recompute=recompute)
+        loss = y.sin().sum() + rec["lif.mem"].cos().sum()
+        found.append(torch.autograd.grad(loss, [*model.parameters()]))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_lengths_are_those_of_each_name(tmp_path: Path) -> None:
+    one, other = net(), net()
+    with tt.record(nn.ModuleDict({"one": one, "other": other}), "*.out.out") as rec:
+        one.unroll(sequence(3), lengths=torch.tensor([1, 2]))
+        other.unroll(sequence(5), lengths=torch.tensor([5, 4]))
+    lengths = {name: rec.lengths_of(name) for name in rec}
+    assert {name: own.tolist() for name, own in lengths.items() if own is not None} == {
+        "one.out.out": [1, 2],
+        "other.out.out": [5, 4],
+    }
+    with pytest.raises(tt.RecordError, match=r"ask by name, as in lengths_of\(name\)"):
+        _ = rec.lengths
+    rates: Any = measures.firing_rate(rec)
+    for name, values in rec.items():
+        torch.testing.assert_close(rates[name], measures.firing_rate(values, lengths=lengths[name]))
+    rec.save(tmp_path / "rec.npz")
+    assert np.load(tmp_path / "rec.npz")["one.out.out.mask"].sum(0).tolist() == [1, 2]
+
+
+def test_nothing_that_is_recorded_is_shared_with_the_model() -> None:
+    layer = Trace(2)
+    with torch.no_grad(), tt.record(layer) as rec:
+        layer(torch.ones(1, 2))
+        layer.mem.zero_()
+        assert rec["mem"].tolist() == [[[1.0, 1.0]]]
+        rec["mem"].fill_(9.0)
+    assert layer.mem.tolist() == [[0.0, 0.0]]
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_behind() -> None:
+    other = Trace(3)
+
+    class Begins(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if len(x) > 2:
+                with tt.record(nn.ModuleList([other, self.lif])):
+                    pass
+            return y
+
+    model = Begins().double()
+    with pytest.raises(tt.RecordError, match="cannot begin or end within a forward pass"):
+        model.unroll(sequence(), fold=True)
+    assert other.tt.passage is None
+    assert model.lif.tt.passage is None
+
+
+def test_a_layer_with_samples_elsewhere_is_named() -> None:
+    class Doubled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.lif(torch.cat([self.inward(x)] * 2))
+            return y
+
+    model = Doubled().double()
+    with (
+        tt.record(model, "lif.mem"),
+        pytest.raises(tt.LayerError, match=r"over 2 samples needs them at dim"),
+    ):
+        model.unroll(sequence(), lengths=torch.tensor([9, 4]), fold=False)
+
+
+def test_brackets_in_a_name_are_letters() -> None:
+    class Keyed(tt.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = {"q[1]": Trace(2)}
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.held["q[1]"](x)
+            return y
+
+    for what in ("held.q[1].mem", "held.q[1].*", "*.mem"):
+        with tt.record(Keyed(), what) as rec:
+            pass
+        assert "held.q[1].mem" in repr(rec)

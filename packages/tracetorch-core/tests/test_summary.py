@@ -131,3 +131,44 @@ def test_an_error_leaves_it_too() -> None:
     assert not model.inward._forward_hooks
     assert model.lif.tt.passage is None
     assert model.training
+
+
+def test_a_hook_and_a_layer_that_is_not_called_are_said() -> None:
+    model = net()
+    model.spare = Trace(2)
+    model.inward.register_forward_hook(lambda module, inputs, output: None)
+    summary = model.summary(sequence())
+    assert summary.unfolded == "Linear has hooks, which run at every timestep"
+    rows = {row.name: row for row in summary.rows}
+    assert (rows["spare"].path, rows["spare"].why) == ("", "it is not called")
+    assert "spare: it is not called" in str(summary).splitlines()
+
+
+def test_rows_add_up_to_the_model() -> None:
+    class Odd(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mid = nn.utils.parametrizations.weight_norm(self.mid)
+            self.attention = nn.MultiheadAttention(2, 1)
+            self.own = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.own * super().forward(x)
+            z: Tensor = self.attention(y[:, None], y[:, None], y[:, None])[0]
+            return z
+
+    summary = Odd().summary(sequence())
+    assert sum(row.parameters for row in summary.rows) == summary.parameters.total
+    assert {row.name for row in summary.rows} >= {"", "mid", "attention", "lif"}
+    assert str(summary).splitlines()[1].startswith("(the model)")
+
+
+def test_no_samples_have_no_rate() -> None:
+    lengths = torch.zeros(5, dtype=torch.int64)
+    row = next(row for row in net().summary(sequence(), lengths).rows if row.name == "lif")
+    assert (row.rate, row.silent) == (None, None)
+
+
+def test_what_is_no_sequence_is_said() -> None:
+    with pytest.raises(TypeError, match=r"summary: x must be a tensor \[T, B, …\], got a list"):
+        net().summary([1])  # type: ignore[arg-type]

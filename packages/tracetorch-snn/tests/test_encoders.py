@@ -283,3 +283,21 @@ def test_bad_arguments_are_refused(
 ) -> None:
     with pytest.raises(kind, match=re.escape(words)):
         call()
+
+
+# ---------------------------------------------------------------------- narrow types
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_keep_rates_and_timesteps(dtype: torch.dtype) -> None:
+    low = torch.full((2000,), 1e-4, dtype=dtype)
+    spikes = encoders.rate(low, 500, generator=torch.Generator().manual_seed(0))
+    assert spikes.dtype == dtype
+    assert 0.5e-4 < spikes.float().mean().item() < 2e-4
+    values = torch.linspace(0.01, 1, 50).to(dtype)
+    for encoded in (encoders.latency(values, 5000), encoders.population(values, 4, 5000, cutoff=0)):
+        assert encoded.dtype == dtype
+        assert encoded.sum(0).max() <= 1
+    assert torch.equal(
+        encoders.latency(values, 5000).argmax(0), encoders.latency(values.float(), 5000).argmax(0)
+    )

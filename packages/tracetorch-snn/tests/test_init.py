@@ -681,3 +681,43 @@ def test_time_constants_are_all_or_nothing() -> None:
     with pytest.raises(ValueError, match="beta is of rank 0"):
         snn.init.heterogeneous(layer, alpha=5.0, beta=20.0)
     assert torch.equal(layer.alpha.detach(), before)
+
+
+# ---------------------------------------------------------------------- what a stranger found
+
+
+class TwiceCalled(tt.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.lif = nn.Linear(5, 40), snn.LIB(40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.lif(self.lif(self.inward(x)))
+        return y
+
+
+def test_a_layer_that_is_called_twice_is_searched_over_both_calls() -> None:
+    torch.manual_seed(0)
+    report = snn.init.calibrate(TwiceCalled(), 0.5 * torch.rand(20, 8, 5))
+    assert report.ok, str(report)
+
+
+def test_it_works_within_inference_mode() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 40), snn.LIB(40))
+    x = 0.3 * torch.rand(20, 8, 5)
+    with torch.inference_mode():
+        report = snn.init.calibrate(net, x.clone())
+    assert report.ok, str(report)
+
+
+def test_what_pads_a_sequence_reaches_no_statistics() -> None:
+    lengths, found = torch.tensor([20, 5, 12, 20]), []
+    for padding in (0.0, math.nan):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 40), nn.BatchNorm1d(40), snn.LIB(40))
+        x = torch.rand(20, 4, 5)
+        x[torch.arange(20)[:, None] >= lengths] = padding
+        found.append(snn.init.calibrate(net, x, lengths=lengths).rows[0])
+    assert found[0] == found[1]
+    assert found[0].ok

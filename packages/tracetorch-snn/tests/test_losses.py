@@ -15,7 +15,7 @@ import tracetorch as tt
 from numpy.typing import NDArray
 from torch import Tensor
 from tracetorch import snn
-from tracetorch.snn import losses, regularizers
+from tracetorch.snn import decoders, losses, regularizers
 
 Array = NDArray[np.float64]
 STEPS, BATCH, CLASSES = 7, 5, 4
@@ -393,3 +393,10 @@ def test_every_public_function_is_in_these_cases() -> None:
     source = inspect.getsource(inspect.getmodule(drawn))  # type: ignore[arg-type]
     assert {name for name in public if f".{name}(" in source} == public
     assert len(public) == 12
+
+
+def test_a_negative_spike_is_a_spike_to_a_latency() -> None:
+    spikes = torch.zeros(6, 2, 3)
+    spikes[2, 0, 1], spikes[4, 1, 2], spikes[5] = -1.0, 1.0, -1.0
+    expected = decoders.first_spike(spikes)
+    assert torch.equal(losses.latency(spikes), expected.to(spikes.dtype))

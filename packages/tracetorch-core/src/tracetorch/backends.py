@@ -31,6 +31,7 @@ from tracetorch.walk import named_layers
 __all__ = ["READY", "BackendError", "chosen", "empty_cache", "select", "status", "use"]
 
 READY = "ready"
+"""What :func:`status` says of a backend or layer that has nothing in its way."""
 
 
 def status(module: nn.Module | None = None) -> dict[str, str]:
@@ -39,6 +40,9 @@ def status(module: nn.Module | None = None) -> dict[str, str]:
     Args:
         module: a model or layer; then, of each of its layers by name, ``"ready"`` or why it was
             stepped when it was last asked.
+
+    Returns:
+        Names of backends, or of layers, with that word or the reason.
 
     Example:
         >>> import torch, tracetorch as tt
@@ -61,9 +65,17 @@ def status(module: nn.Module | None = None) -> dict[str, str]:
 def select(name: str) -> None:
     """Choose for the whole process.
 
+    Args:
+        name: ``"auto"``, ``"eager"``, or a backend that :func:`status` lists.
+
     Raises:
         ValueError: there is no backend of that name.
         BackendError: it is not ready; :func:`status` says why.
+
+    Example:
+        >>> select("auto")
+        >>> chosen()
+        'auto'
     """
     choice.choose(_checked(name))
 
@@ -72,9 +84,17 @@ def select(name: str) -> None:
 def use(name: str) -> Iterator[None]:
     """Choose within a ``with`` block, in this thread.
 
+    Args:
+        name: ``"auto"``, ``"eager"``, or a backend that :func:`status` lists.
+
     Raises:
         ValueError: there is no backend of that name.
         BackendError: it is not ready; :func:`status` says why.
+
+    Example:
+        >>> with use("eager"):
+        ...     chosen()
+        'eager'
     """
     with choice.choosing(_checked(name)):
         yield
@@ -85,6 +105,9 @@ def empty_cache() -> None:
 
     Outputs and gradients of sequences lie in blocks that are kept for the next one, up to
     ``$TRACETORCH_KEEP_MB`` (by default a sixteenth of the machine's memory, at most 1 GiB).
+
+    Example:
+        >>> empty_cache()
     """
     memory.empty_cache()
 

@@ -23,7 +23,15 @@ class BackendError(RuntimeError):
 
 
 def chosen() -> str:
-    """The choice in force here; in a compiled graph, the one it was compiled under."""
+    """The choice in force here; in a compiled graph, the one it was compiled under.
+
+    Returns:
+        ``"auto"``, ``"eager"`` or the name of a backend.
+
+    Example:
+        >>> chosen()
+        'auto'
+    """
     return _here.get() or _everywhere
 
 

@@ -105,6 +105,10 @@ def _log_of_negative(value: Tensor) -> Tensor:
 
 
 sigmoid = Constraint("sigmoid", _sigmoid, _logit, 0.0, 1.0)
+"""The logistic curve 1/(1 + exp(-raw)), in (0, 1): decays."""
 softplus = Constraint("softplus", _softplus, _softplus_inverse, 0.0, math.inf)
+"""log(1 + exp(raw)), in (0, ∞): thresholds, slopes."""
 identity = Constraint("identity", _identity, _identity)
+"""The raw value itself, any finite number: weights, scales."""
 negative_exp = Constraint("negative_exp", _negative_exp, _log_of_negative, -math.inf, 0.0)
+"""-exp(raw), in (-∞, 0): the decay rates of state spaces."""

@@ -70,7 +70,21 @@ def undisturbed() -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch is differentiating or batching in a way kernels do not take part in."""
+    """Whether torch is differentiating or batching in a way kernels do not take part in.
+
+    Returns:
+        True within a transform of ``torch.func`` and in forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> seen = []
+        >>> def square(x):
+        ...     seen.append(transformed())
+        ...     return x * x
+        >>> _ = torch.func.grad(square)(torch.tensor(3.0)), square(torch.tensor(3.0))
+        >>> seen
+        [True, False]
+    """
     return _C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -6,7 +6,7 @@ A recorder stands in the way of a layer's calls and looks on. It knows nothing o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -48,7 +48,7 @@ def record(
         what: qualified names, ``"encoder.lif.mem"``, with ``.in`` and ``.out`` for a layer's input
             and output, and with ``*`` and ``?`` as in file names; or layers, their classes or
             names, for all of their states and the output. Nothing: that, of every layer.
-        every: keep each so many-th timestep, counted from the first, at least 1.
+        every: keep each so many-th timestep of a layer, counted from the first, at least 1.
         detach: False keeps the graph: gradients flow through what was recorded.
         device: where to keep it; where it was computed, if None.
         limit: how many bytes to keep at most.
@@ -88,14 +88,16 @@ def record(
 @contextmanager
 def listening(heard: Sequence[tuple[Layer, Listener]]) -> Iterator[None]:
     """Within it, calls of these layers are listened to."""
-    for layer, listener in heard:
-        layer.tt.passage = Recorder((*_listeners(layer), listener))
-    try:
-        yield
-    finally:
+    with ExitStack() as ending:
         for layer, listener in heard:
-            rest = tuple(other for other in _listeners(layer) if other is not listener)
-            layer.tt.passage = Recorder(rest) if rest else None
+            layer.tt.passage = Recorder((*_listeners(layer), listener))
+            ending.callback(_end, layer, listener)
+        yield
+
+
+def _end(layer: Layer, listener: Listener) -> None:
+    rest = tuple(other for other in _listeners(layer) if other is not listener)
+    layer.tt.passage = Recorder(rest) if rest else None
 
 
 # ---------------------------------------------------------------------- what a layer's calls meet
@@ -114,8 +116,8 @@ class Listener(Protocol):
         """Raise where timesteps ``[T, …]`` must not come."""
         raise NotImplementedError
 
-    def put(self, layer: Layer, values: Mapping[str, Tensor]) -> None:
-        """Some timesteps ``[T, …]`` by name; all or nothing."""
+    def put(self, layer: Layer, values: Mapping[str, Tensor], fresh: frozenset[str]) -> None:
+        """Some timesteps ``[T, …]`` by name; all or nothing. ``fresh``: nobody else has these."""
         raise NotImplementedError
 
     def place(self) -> object:
@@ -143,7 +145,7 @@ class Ear(Listener):
                 nbytes += steps * size * promoted(layer, x.dtype).itemsize
         self.recording.admit(layer, nbytes)
 
-    def put(self, layer: Layer, values: Mapping[str, Tensor]) -> None:
+    def put(self, layer: Layer, values: Mapping[str, Tensor], fresh: frozenset[str]) -> None:
         """Keep what is wanted of some timesteps, all or nothing.
 
         Raises:
@@ -159,12 +161,17 @@ class Ear(Listener):
                     f"{list(track.parts[0].shape[1:])} recorded so far; clear() the recording, "
                     f"or make one for each batch",
                 )
+            if samples is not None and value.shape[1:2] != samples.shape:
+                raise RecordError(
+                    layer,
+                    f"a mask or lengths over {len(samples)} samples needs them at dimension 0 of "
+                    f"every timestep, got {name} of {list(value.shape[1:])}",
+                )
             found.append((track, value[rec.kept(track, len(value))], len(value), name))
         rec.admit(layer, sum(value.nbytes for _, value, _, _ in found))
         for track, value, steps, name in found:
             mask = None if samples is None else samples.expand(len(value), -1)
-            kept = rec.taken(value, mask, copied=name in (INPUT, OUTPUT))
-            track.put(steps, kept, mask)
+            track.put(steps, rec.taken(value, mask, copied=name not in fresh), mask)
 
     def place(self) -> list[Place]:
         """How far each track has come."""
@@ -223,8 +230,9 @@ class Recorder(Passage):
             return
         values = {INPUT: x, OUTPUT: y}
         values |= {n: states[n][None] if each else states[n] for n in self._names if n in states}
+        fresh = frozenset() if each else frozenset(states)
         for listener in self.listeners:
-            listener.put(layer, values)
+            listener.put(layer, values, fresh)
 
     def _refuse(self, layer: Layer) -> None:
         if torch.compiler.is_compiling():
@@ -303,8 +311,8 @@ def _names(name: str, layer: Layer, wanted: Sequence[object]) -> list[str]:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether it is the name, which may have brackets in it, or a pattern that it fits."""
-    return name == pattern or fnmatchcase(name, pattern)
+    """Whether a name, which may have brackets in it, fits; ``*`` and ``?`` are for any letters."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def _parts(layer: Layer) -> list[str]:

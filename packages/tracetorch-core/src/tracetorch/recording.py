@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from tracetorch.atomic import replaced
 from tracetorch.errors import RecordError
@@ -49,34 +50,62 @@ class Recording(Mapping[str, Tensor]):
 
     @property
     def mask(self) -> Tensor | None:
-        """Which timesteps are a sample's own, booleans ``[T, B]``; None: all of them."""
-        for track in self._tracks.values():
-            if any(mask is not None for mask in track.masks):
-                return track.mask()
-        return None
+        """Which timesteps are a sample's own, booleans ``[T, B]``; None: all of them.
+
+        Raises:
+            RecordError: they are not the same of all names: see :meth:`mask_of`.
+        """
+        return self._common(self.mask_of)
 
     @property
     def lengths(self) -> Tensor | None:
         """Timesteps of each sample, integers ``[B]``; None: all have them all.
 
         Raises:
-            RecordError: a sample went on after it had ended, in another call: see :attr:`mask`.
+            RecordError: a sample went on after it had ended, in another call: see :attr:`mask`. Or
+                they are not the same of all names: see :meth:`lengths_of`.
         """
-        mask = self.mask
+        return self._common(self.lengths_of)
+
+    def mask_of(self, name: str) -> Tensor | None:
+        """Which timesteps of this name are a sample's own ``[T, B]``; None: all of them."""
+        self[name]
+        return self._tracks[name].mask()
+
+    def lengths_of(self, name: str) -> Tensor | None:
+        """How many timesteps of this name each sample has ``[B]``; None: all have them all.
+
+        Raises:
+            RecordError: a sample went on after it had ended, in another call.
+        """
+        mask = self.mask_of(name)
         if mask is None:
             return None
         if bool((mask[1:] & ~mask[:-1]).any()):
             raise RecordError(
                 self,
                 "samples have ended and gone on in another call, so no lengths tell which "
-                "timesteps are theirs; use its mask [T, B]",
+                "timesteps are theirs; use its mask [T, B], or clear() between sequences",
             )
         return mask.sum(0)
+
+    def _common(self, of: Callable[[str], Tensor | None]) -> Tensor | None:
+        """What all names have in common."""
+        found = [of(name) for name in self]
+        first = found[0] if found else None
+        for other in found[1:]:
+            if other is not first and not _same(first, other):
+                raise RecordError(
+                    self,
+                    "not all that is recorded has the same timesteps; ask by name, as in "
+                    "lengths_of(name) or mask_of(name)",
+                )
+        return first
 
     @property
     def nbytes(self) -> int:
         """How many bytes are kept."""
-        return sum(part.nbytes for track in self._tracks.values() for part in track.parts)
+        return sum(track.nbytes for track in self._tracks.values())
 
     def numpy(self) -> dict[str, NDArray[Any]]:
         """Arrays by name; of types that NumPy lacks, as float32."""
@@ -85,7 +114,7 @@ class Recording(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a ``.npz`` or ``.safetensors`` file, replacing it atomically.
 
-        A mask, if there is one, is in it as ``mask``.
+        A mask, if there is one, is in it as ``mask``, or as ``<name>.mask`` where they differ.
 
         Raises:
             ValueError: another suffix.
@@ -98,8 +127,7 @@ class Recording(Mapping[str, Tensor]):
             )
         if not self:
             raise RecordError(self, "nothing has been recorded that could be saved")
-        mask = self.mask
-        found = {**self, **({} if mask is None else {"mask": mask})}
+        found = {**self, **self._masks()}
         if path.suffix == ".npz":
             file = io.BytesIO()
             arrays: Any = {name: _array(tensor) for name, tensor in found.items()}
@@ -108,6 +136,14 @@ class Recording(Mapping[str, Tensor]):
         else:
             detached = {name: tensor.detach().contiguous() for name, tensor in found.items()}
             replaced(path, safetensors.torch.save(detached))
+
+    def _masks(self) -> dict[str, Tensor]:
+        """The masks by what they are called in a file."""
+        try:
+            masks = {"mask": self.mask}
+        except RecordError:
+            masks = {f"{name}.mask": self.mask_of(name) for name in self}
+        return {name: mask for name, mask in masks.items() if mask is not None}
 
     def clear(self) -> None:
         """Forget everything; counting of timesteps starts again."""
@@ -144,7 +180,9 @@ class Recording(Mapping[str, Tensor]):
         found = values.detach() if self._detach else values
         if mask is not None:
             own = mask.to(found.device).view(*mask.shape, *(1,) * (found.ndim - 2))
-            return torch.where(own, found, torch.zeros_like(found)).to(self._device)
+            # a checkpoint is not to count what is saved here: its recomputation records nothing
+            with saved_tensors_hooks(_itself, _itself):
+                return torch.where(own, found, torch.zeros_like(found)).to(self._device)
         moved = found.to(self._device)
         fresh = moved is not found or (self._every == 1 and not copied)
         return moved if fresh else moved.clone()
@@ -169,9 +207,11 @@ class Track:
         parts: ``[t, B, …]`` each.
         masks: of each, which timesteps are a sample's own, ``[t, B]``; None: all of them.
         place: how far it has come.
+        nbytes: how many bytes are kept.
     """
 
     def __init__(self) -> None:
+        self.nbytes = 0
         self.parts: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self.place = Place(0, 0)
@@ -181,6 +221,7 @@ class Track:
         if len(part):
             self.parts.append(part)
             self.masks.append(mask)
+            self.nbytes += part.nbytes
         self.place = Place(self.place.seen + steps, self.place.kept + len(part))
 
     def whole(self) -> Tensor:
@@ -211,6 +252,7 @@ class Track:
                 self.parts.append(part[:left])
                 self.masks.append(None if mask is None else mask[:left])
             surplus = -left
+        self.nbytes = sum(part.nbytes for part in self.parts)
 
     def outline(self) -> str:
         """Its shape, type and size."""
@@ -218,7 +260,15 @@ class Track:
             return "nothing yet"
         first = self.parts[0]
         shape = [self.place.kept, *first.shape[1:]]
-        return f"{shape} {str(first.dtype)[6:]}, {sized(sum(p.nbytes for p in self.parts))}"
+        return f"{shape} {str(first.dtype)[6:]}, {sized(self.nbytes)}"
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -17,7 +17,6 @@ from tracetorch.modules import Observer
 from tracetorch.passage import active
 from tracetorch.randomness import RANDOM
 from tracetorch.recorder import INPUT, OUTPUT, Listener, listening
-from tracetorch.sequences.decision import kind_of
 from tracetorch.walk import named_layers
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Summary:
                 each = [n / max(operations.samples, 1) for n in row.operations]
                 counts = (_number(each[0]), _number(each[1]), _number(each[2]))
             cells.append((
-                row.name, row.kind, _shape(row.output), f"{row.parameters:,}",
+                row.name or "(the model)", row.kind, _shape(row.output), f"{row.parameters:,}",
                 "" if not row.states else _or_dash(row.state_bytes),
                 "" if row.rate is None else _share(row.rate),
                 f"{row.silent:,} of {row.neurons:,}" if row.silent else "",
@@ -142,12 +141,16 @@ class Summary:
         dense, macs, acs = (_number(n / max(operations.samples, 1)) for n in operations.total)
         yield f"operations of a sequence: {dense} dense, {macs} MACs, {acs} ACs"
         if operations.uncounted:
-            yield f"not counted: {', '.join(operations.uncounted)}"
+            names = [name or "(the model)" for name in operations.uncounted]
+            yield f"not counted: {', '.join(names)}"
         dead = [row.name for row in self.rows if row.neurons and row.silent == row.neurons]
         if dead:
             yield f"silent: {', '.join(dead)}"
         yield f"stepped: {self.unfolded}" if self.unfolded else "folded"
-        yield from (f"{row.name} is stepped: {row.why}" for row in self.rows if row.why)
+        for row in self.rows:
+            if row.why:
+                stepped = "" if row.output is None else " is stepped"
+                yield f"{row.name}{stepped}: {row.why}"
 
 
 def _plain_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -207,6 +210,8 @@ def looked_at(model: Any, x: Tensor, lengths: Tensor | None) -> Summary:
     """The same, and torch's modules, with what they do with a sequence ``[T, B, …]``."""
     from tracetorch.measures.operating import left_as_it_was, operations
 
+    if not isinstance(x, Tensor):
+        raise TypeError(f"summary: x must be a tensor [T, B, …], got a {type(x).__name__}")
     layers = dict(named_layers(model))
     heard = {name: _Sums() for name in layers}
     seen: dict[str, _Seen] = {}
@@ -221,26 +226,31 @@ def looked_at(model: Any, x: Tensor, lengths: Tensor | None) -> Summary:
                 handle = module.register_forward_hook(Observer(seen[name].look))
                 stack.callback(handle.remove)
             model.unroll(x, lengths=lengths)
-        verdict = model.tt.verdicts.get(kind_of(model, x))
+        unfolded = model.tt.last
         stepped = status(model)
         rows = {name: heard[name].row(_layer(name, layer)) for name, layer in layers.items()}
     for name, row in rows.items():
         why = "" if stepped[name] == READY else stepped[name]
-        rows[name] = row._replace(path="stepped" if why else "fused", why=why)
+        if row.output is None:
+            rows[name] = row._replace(why="it is not called")
+        else:
+            rows[name] = row._replace(path="stepped" if why else "fused", why=why)
     rows |= {name: one.row(name) for name, one in seen.items()}
     order = [*dict.fromkeys([*(name for name, _ in model.named_modules()), *layers])]
     found = [
         rows[name]._replace(operations=counted.rows.get(name)) for name in order if name in rows
     ]
-    why = "" if verdict is None or verdict.why is None else str(verdict.why)
-    return Summary(tuple(found), count(model), counted, why)
+    return Summary(tuple(found), count(model), counted, "" if unfolded is None else str(unfolded))
 
 
 def _leaves(model: nn.Module, layers: Mapping[str, Layer]) -> Iterator[tuple[str, nn.Module]]:
-    """Torch's modules that hold no others, outside of layers."""
+    """Modules outside of layers that compute by themselves: of torch, or with parameters."""
     within = {id(part) for layer in layers.values() for part in layer.modules()}
     for name, module in model.named_modules():
-        if module is not model and id(module) not in within and not [*module.children()]:
+        if id(module) in within or "parametrizations" in name.split("."):
+            continue
+        own = "parametrizations" in module._modules or [*module.parameters(recurse=False)]
+        if own or (module is not model and not [*module.children()]):
             yield name, module
 
 
@@ -257,7 +267,7 @@ class _Sums(Listener):
     def admit(self, layer: Layer, x: Tensor) -> None:
         """Whatever comes."""
 
-    def put(self, layer: Layer, values: Mapping[str, Tensor]) -> None:
+    def put(self, layer: Layer, values: Mapping[str, Tensor], fresh: frozenset[str]) -> None:
         """Count."""
         y, samples = values[OUTPUT], active()
         self._input = values[INPUT].shape[1:]
@@ -284,8 +294,8 @@ class _Sums(Listener):
         return row._replace(
             input=tuple(self._input),
             output=tuple(self._output),
-            rate=float(fired.sum()) / max(self._total, 1),
-            silent=int((fired == 0).sum()),
+            rate=float(fired.sum()) / self._total if self._total else None,
+            silent=int((fired == 0).sum()) if self._total else None,
             neurons=fired.numel(),
         )
 
@@ -306,6 +316,11 @@ class _Seen:
 
     def row(self, name: str) -> Row:
         """With what was found."""
-        own = sum(p.numel() for p in self._module.parameters())
+        held = [self._module, self._module._modules.get("parametrizations")]
+        own = sum(
+            parameter.numel()
+            for module in held if module is not None
+            for parameter in module.parameters(recurse=module is not self._module)
+        )  # fmt: skip
         row = Row(name, type(self._module).__name__, "", own)
         return row._replace(input=self._shapes.get("input"), output=self._shapes.get("output"))

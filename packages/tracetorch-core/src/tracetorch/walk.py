@@ -40,7 +40,20 @@ class Boundary(nn.Module):
 
 
 def named_layers(root: nn.Module) -> Found:
-    """Every layer of ``root`` with its qualified name; ``""`` if ``root`` itself is one."""
+    """Every layer of ``root`` with its qualified name; ``""`` if ``root`` itself is one.
+
+    Args:
+        root: any module; a layer is found in its submodules, containers and plain objects.
+
+    Returns:
+        Pairs of name and layer, each layer once, in the order of the walk.
+
+    Example:
+        >>> import tracetorch as tt
+        >>> net = nn.Sequential(nn.Linear(2, 3), tt.testing.Trace(3))
+        >>> [name for name, layer in named_layers(net)]
+        ['1']
+    """
     names: dict[str, int] = {}
     for name, layer in _in_module(root, "", {}, in_object=False):
         names[name] = names.get(name, 0) + 1

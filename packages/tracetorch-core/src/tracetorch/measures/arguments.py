@@ -83,18 +83,26 @@ def _by_name(function: Callable[..., Any]) -> Callable[..., Any]:
                     f"{function.__name__}: both recordings must have the same names, got {names} "
                     f"and {list(other)}"
                 )
+        own = dict.fromkeys(names, lengths)
         if lengths is None:
-            lengths = getattr(recordings[0], "lengths", None)
+            own = {name: _own_lengths(recordings[0], name) for name in names}
         return {
             name: function(
                 *(value[name] if isinstance(value, Mapping) else value for value in given),
-                lengths=lengths,
+                lengths=own[name],
                 **options,
             )
             for name in names
         }
 
     return mapped
+
+
+def _own_lengths(recording: Any, name: str) -> Tensor | None:
+    """Those of a name, or of all, where the recording has any."""
+    if hasattr(recording, "lengths_of"):
+        return cast("Tensor | None", recording.lengths_of(name))
+    return cast("Tensor | None", getattr(recording, "lengths", None))
 
 
 # ---------------------------------------------------------------------- tensors

@@ -50,9 +50,11 @@ class Decisions(Bookkeeping):
         glance: its modules at a glance; None where it has to be taken anew.
         having: which thread is in a call of it, if any; and in how many, one in another.
         number: by which a compiled graph asks for it.
+        last: why the last sequence was stepped; None where it was folded.
     """
 
     def __init__(self, number: str = "") -> None:
+        self.last: Reason | None = None
         self.verdicts: dict[Kind, Verdict] = {}
         self.glance: Glance | None = None
         self.having: int

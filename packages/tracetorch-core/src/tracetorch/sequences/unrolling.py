@@ -72,6 +72,8 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
         restore(model, before)
         _back(kept)
         raise
+    finally:
+        model.tt.last = run.why
 
 
 # ---------------------------------------------------------------------- states of all layers
@@ -128,7 +130,7 @@ class _Run:
         self._options, self._bounds = options, bounds
         self.plain = torch.compiler.is_compiling() or mode.transformed()
         self._recompute = options.recompute and torch.is_grad_enabled() and not self.plain
-        self._why = self._decided()
+        self.why = self._decided()
 
     def _decided(self) -> Reason | None:
         """Why it is stepped; None where it is folded."""
@@ -189,7 +191,7 @@ class _Run:
 
     def _timesteps(self, steps: Tensor) -> Any:
         """The chunk at once where that was decided, else timestep by timestep."""
-        if self._why is not None or (len(steps) == 1 and not self._options.fold):
+        if self.why is not None or (len(steps) == 1 and not self._options.fold):
             return looped(self._model, steps)
         before = {layer: layer.tt.states for layer in self._layers}
         kept = _kept(self._model, self._layers)
@@ -209,7 +211,7 @@ class _Run:
         for layer, states in before.items():
             layer.tt.states = states
         _back(kept)
-        self._why = why
+        self.why = why
         if glance is not None:
             conclude(self._model, kind_of(self._model, self._steps), why)
         return looped(self._model, steps)

@@ -376,3 +376,4 @@ PROPERTIES: tuple[Property, ...] = (
     masks_restart_samples,
     misfits_are_refused,
 )
+"""What :func:`check_layer` checks, one function ``(make, x)`` for each property."""

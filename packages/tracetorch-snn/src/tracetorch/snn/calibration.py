@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tracetorch.parameters import checked_integer
 from tracetorch.snn.bisection import Search
 from tracetorch.snn.layer import LeakyIntegrator
 from tracetorch.snn.masks import check_within
@@ -134,13 +135,12 @@ def calibrate(
     ends = _checked_pair("limits", limits, 0.0, math.inf, "two positive factors around 1")
     if not 0 < ends[0] <= 1 <= ends[1] < math.inf:
         raise ValueError(f"limits must be two positive factors around 1, got {limits!r}")
-    if not isinstance(passes, int) or isinstance(passes, bool):
-        raise TypeError(f"passes must be an integer of at least 1, got {passes!r}")
-    if passes < 1:
-        raise ValueError(f"passes must be an integer of at least 1, got {passes!r}")
-    work = _Calibrating(model, Rehearsal(model, x, lengths), Search((low, high), ends, passes))
-    rows = work.rows()
-    work.write(rows)
+    passes = checked_integer("calibrate", "passes", passes, low=1)
+    with torch.inference_mode(False):
+        run = Rehearsal(model, x, lengths)
+        work = _Calibrating(model, run, Search((low, high), ends, passes))
+        rows = work.rows()
+        work.write(rows)
     return Calibration(rows, (low, high), work.copy.passes)
 
 

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from tracetorch.parameters import checked_integer
 from tracetorch.snn.masks import check_positive, check_sequence, check_within
 
 
@@ -28,11 +29,9 @@ def _check_values(x: object, low: float, high: float) -> None:
         raise ValueError(f"x must lie in {allowed}, got values from {ends}")
 
 
-def _check_steps(steps: object) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an integer of at least 1, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+def _exact(x: Tensor) -> Tensor:
+    """Without its graph, in a type that tells rates and timesteps apart."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rate(x: Tensor, steps: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -60,9 +59,10 @@ def rate(x: Tensor, steps: int, *, generator: torch.Generator | None = None) -> 
     Source: Eshraghian et al., arXiv 2109.12894 (rate coding).
     """
     _check_values(x, 0.0, 1.0)
-    _check_steps(steps)
-    drawn = torch.rand((steps, *x.shape), generator=generator, dtype=x.dtype, device=x.device)
-    return (drawn < x.detach()).to(x.dtype)
+    steps = checked_integer("encoders", "steps", steps, low=1)
+    wanted = _exact(x)
+    drawn = torch.rand((steps, *x.shape), generator=generator, dtype=wanted.dtype, device=x.device)
+    return (drawn < wanted).to(x.dtype)
 
 
 def poisson(x: Tensor, steps: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -91,7 +91,7 @@ def poisson(x: Tensor, steps: int, *, generator: torch.Generator | None = None) 
     Source: Heeger, Poisson model of spike generation, 2000.
     """
     _check_values(x, 0.0, math.inf)
-    _check_steps(steps)
+    steps = checked_integer("encoders", "steps", steps, low=1)
     return torch.poisson(x.detach().expand(steps, *x.shape), generator)
 
 
@@ -125,9 +125,9 @@ def latency(x: Tensor, steps: int, *, tau: float | None = None, threshold: float
     Source: Eshraghian et al., arXiv 2109.12894 (latency coding; the RC circuit's spike time).
     """
     _check_values(x, 0.0, 1.0)
-    _check_steps(steps)
+    steps = checked_integer("encoders", "steps", steps, low=1)
     check_within("threshold", threshold, 0.0, 1.0, "a number in (0, 1)", open_ends=True)
-    x = x.detach()
+    dtype, x = x.dtype, _exact(x)
     if tau is None:
         time = torch.floor((1 - x) * steps)
     else:
@@ -137,7 +137,7 @@ def latency(x: Tensor, steps: int, *, tau: float | None = None, threshold: float
         time = torch.floor(tau * torch.log(x / above))
         time = torch.where(reached, time, torch.full_like(x, math.inf))
     step = torch.arange(steps, device=x.device).reshape(-1, *(1,) * x.ndim)
-    return (step == time).to(x.dtype)
+    return (step == time).to(dtype)
 
 
 def delta(x: Tensor, threshold: float) -> Tensor:
@@ -224,10 +224,7 @@ def centres(neurons: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     Source: Bohte, La Poutré and Kok, Unsupervised clustering with spiking neurons by sparse
     temporal coding and multilayer RBF networks, IEEE Trans. Neural Networks 13, 2002.
     """
-    if not isinstance(neurons, int) or isinstance(neurons, bool):
-        raise TypeError(f"neurons must be an integer of at least 3, got {neurons!r}")
-    if neurons < 3:
-        raise ValueError(f"neurons must be an integer of at least 3, got {neurons!r}")
+    neurons = checked_integer("centres", "neurons", neurons, low=3)
     for name, value in (("low", low), ("high", high)):
         check_within(name, value, -math.inf, math.inf, "a finite number", open_ends=True)
     if not low < high:
@@ -279,6 +276,7 @@ def population(
     check_positive("sharpness", sharpness)
     check_within("cutoff", cutoff, 0.0, 1.0, "a number in [0, 1)")
     _check_values(x, low, high)
-    apart = (x.detach()[..., None] - middle.to(x)) * sharpness * (neurons - 2) / (high - low)
+    values = _exact(x)
+    apart = (values[..., None] - middle.to(values)) * sharpness * (neurons - 2) / (high - low)
     activation = torch.exp(-apart.square() / 2)
-    return latency(torch.where(activation < cutoff, 0, activation), steps)
+    return latency(torch.where(activation < cutoff, 0, activation), steps).to(x.dtype)

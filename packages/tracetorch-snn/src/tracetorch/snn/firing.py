@@ -24,6 +24,12 @@ class Firing:
         parameters: names of its thresholds, then its scales.
         fire: ``(spike, mem, p) → (output, what the reset subtracts from mem)``.
         equations: the same as text.
+
+    Example:
+        >>> BINARY.suffix, BINARY.parameters
+        ('B', ('threshold',))
+        >>> BINARY.equations
+        ('s = q(f(mem − θ))', 'mem ← mem − s·θ', 'out = s')
     """
 
     suffix: str
@@ -58,10 +64,15 @@ _TERNARY = (
 )
 
 BINARY = Firing("B", ("threshold",), _binary, ("s = q(f(mem − θ))", "mem ← mem − s·θ", "out = s"))
+"""Spikes 0 and 1, above one threshold."""
+
 TERNARY = Firing("T", ("pos_threshold", "neg_threshold"), _ternary, (*_TERNARY, "out = s⁺ − s⁻"))
+"""Spikes -1, 0 and 1, beyond a threshold on either side."""
+
 SCALED = Firing(
     "TS",
     ("pos_threshold", "neg_threshold", "pos_scale", "neg_scale"),
     _scaled,
     (*_TERNARY, "out = a⁺·s⁺ − a⁻·s⁻"),
 )
+"""Ternary spikes, each sign times a scale that is learned."""

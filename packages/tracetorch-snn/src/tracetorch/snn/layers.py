@@ -174,3 +174,4 @@ LAYERS: tuple[type[LeakyIntegrator], ...] = (
     SRLITS,
     DSRLITS,
 )
+"""All 32 leaky integrators, simplest first."""

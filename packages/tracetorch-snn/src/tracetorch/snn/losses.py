@@ -18,6 +18,7 @@ from tracetorch.snn.masks import (
     check_within,
     checked_lengths,
     durations,
+    magnitude,
     masked,
     reduced,
 )
@@ -252,7 +253,7 @@ def latency(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
     how long the next would take.
 
     Args:
-        spikes: ``[T, B, …]`` of 0 and 1, or of firing probabilities.
+        spikes: ``[T, B, …]`` of 0 and ±1, or of firing probabilities.
         lengths: integers ``[B]`` in 0…T: only timesteps before them count; None for all.
 
     Returns:
@@ -272,7 +273,7 @@ def latency(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
     """
     check_sequence("spikes", spikes)
     lengths = checked_lengths(lengths, spikes)
-    waiting = (1 - masked(spikes, lengths)).cumprod(0)
+    waiting = (1 - masked(magnitude(spikes), lengths)).cumprod(0)
     return masked(waiting, lengths).sum(0)
 
 

@@ -111,3 +111,8 @@ def reduced(values: Tensor, lengths: Tensor | None, reduction: str) -> Tensor:
     if reduction == "sum":
         return values.sum()
     return values.mean() if lengths is None else values.sum() / (lengths > 0).sum().clamp(min=1)
+
+
+def magnitude(spikes: Tensor) -> Tensor:
+    """Spikes of either sign as positive ones; unlike ``abs``, with a gradient at silence."""
+    return torch.where(spikes < 0, -spikes, spikes)

@@ -28,7 +28,20 @@ class _Carrying(torch.autograd.Function):
 
 
 def carrying(emitted: Tensor, probability: Tensor) -> Tensor:
-    """``emitted``, whatever ``probability`` is, with the derivatives of ``probability``."""
+    """``emitted``, whatever ``probability`` is, with the derivatives of ``probability``.
+
+    Args:
+        emitted: what goes forward, of any shape.
+        probability: what is differentiated, of the same shape.
+
+    Returns:
+        ``emitted``, in the graph of ``probability``.
+
+    Example:
+        >>> p = torch.tensor(0.3, requires_grad=True)
+        >>> carrying(torch.tensor(1.0), 2 * p).backward(); p.grad
+        tensor(2.)
+    """
     if transformed():  # forward mode and batching go through operations
         return emitted + (probability - probability.detach())
     found: Tensor = _Carrying.apply(emitted, probability)
@@ -36,12 +49,30 @@ def carrying(emitted: Tensor, probability: Tensor) -> Tensor:
 
 
 def nothing(u: Tensor) -> Tensor:
-    """0, but NaN where ``u`` is; without a mask, which a compiled graph would keep."""
+    """0, but NaN where ``u`` is; without a mask, which a compiled graph would keep.
+
+    Args:
+        u: of any shape.
+
+    Returns:
+        Of the same shape.
+
+    Example:
+        >>> nothing(torch.tensor([3.0, torch.nan]))
+        tensor([0., nan])
+    """
     return u.clamp(0, 0)
 
 
 def straight_through(emitted: Tensor, probability: Tensor) -> Tensor:
     """``emitted`` exactly, with the gradient of ``probability``; NaN where that is.
+
+    Args:
+        emitted: spikes, of any shape.
+        probability: of firing, of the same shape.
+
+    Returns:
+        ``emitted``, in the graph of ``probability``.
 
     Example:
         >>> import torch
@@ -59,7 +90,12 @@ class _Quantizer(nn.Module):
 
 
 class Round(_Quantizer):
-    """1 where the probability is above 1/2, else 0."""
+    """1 where the probability is above 1/2, else 0.
+
+    Example:
+        >>> Round()(torch.tensor([0.5, 0.6]))
+        tensor([0., 1.])
+    """
 
     def forward(self, probability: Tensor) -> Tensor:
         """Probability → 0 or 1."""
@@ -67,7 +103,12 @@ class Round(_Quantizer):
 
 
 class Bernoulli(_Quantizer):
-    """A draw from the layer's stream of random numbers: 1 with the given probability, else 0."""
+    """A draw from the layer's stream of random numbers: 1 with the given probability, else 0.
+
+    Example:
+        >>> Bernoulli()(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +121,12 @@ class Bernoulli(_Quantizer):
 
 
 class Probabilistic(_Quantizer):
-    """The probability itself: graded spikes, smooth in everything."""
+    """The probability itself: graded spikes, smooth in everything.
+
+    Example:
+        >>> Probabilistic()(torch.tensor([0.3]))
+        tensor([0.3000])
+    """
 
     def forward(self, probability: Tensor) -> Tensor:
         """Probability, as it is."""

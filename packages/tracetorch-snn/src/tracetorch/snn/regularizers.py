@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from tracetorch.snn.masks import (
     check_positive,
@@ -16,14 +15,10 @@ from tracetorch.snn.masks import (
     check_within,
     checked_lengths,
     durations,
+    magnitude,
     masked,
     reduced,
 )
-
-
-def _magnitude(spikes: Tensor) -> Tensor:
-    """Spikes of either sign as positive ones; unlike ``abs``, with a gradient at silence."""
-    return torch.where(spikes < 0, -spikes, spikes)
 
 
 def _rates(spikes: Tensor, bound: float, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -31,7 +26,7 @@ def _rates(spikes: Tensor, bound: float, lengths: Tensor | None) -> tuple[Tensor
     check_sequence("spikes", spikes)
     check_within("bound", bound, 0.0, 1.0, "a rate in 0…1")
     lengths = checked_lengths(lengths, spikes)
-    counts = masked(_magnitude(spikes), lengths).sum(0)
+    counts = masked(magnitude(spikes), lengths).sum(0)
     return (counts / durations(spikes, lengths)).reshape(len(counts), -1), lengths
 
 
@@ -138,7 +133,7 @@ def synaptic_operations(
         fan_out = fan_out.to(spikes)
     else:
         check_positive("fan_out", fan_out, "a positive number of synapses, or a tensor of them")
-    operations = masked(_magnitude(spikes), lengths).sum(0) * fan_out
+    operations = masked(magnitude(spikes), lengths).sum(0) * fan_out
     return reduced(operations.reshape(len(operations), -1).sum(1), lengths, reduction)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Rate:
 
 
 class _Reached(Exception):
-    """The layer that is looked at has been called: nothing behind it is needed."""
+    """The layer that is looked at has been called for the last time in this timestep."""
 
 
 @dataclass
@@ -59,7 +59,9 @@ class _Look:
 
     rates: dict[str, Rate]
     until: str | None
+    last: int
     counts: Tensor | None = None
+    calls: dict[str, int] = field(default_factory=dict)
 
     def of(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         """The hook of one layer."""
@@ -67,7 +69,8 @@ class _Look:
         def look(_: nn.Module, given: Any, output: Tensor) -> None:
             del given
             self.rates.setdefault(name, Rate()).see(output, self.counts)
-            if name == self.until:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            if name == self.until and self.calls[name] == self.last:
                 raise _Reached
 
         return look
@@ -95,7 +98,12 @@ class Rehearsal:
         _check(original, x)
         lengths = checked_lengths(lengths, x)
         counts = counting(lengths, x)
+        if counts is not None and x.is_floating_point():  # what pads may be no number
+            x = torch.where(counts | x.isfinite(), x, torch.zeros_like(x))
+        if x.is_inference():
+            x = x.clone()
         self._x, self._counts = x, None if counts is None else counts.reshape(x.shape[:2])
+        self._calls: dict[str, int] = {}
         self.model = copy.deepcopy(original)
         self.layers = dict(tt.named_layers(self.model))
         if not self.layers:
@@ -110,14 +118,17 @@ class Rehearsal:
             until: the layer after which the rest of a timestep is left out; None for all.
         """
         rates: dict[str, Rate] = {}
-        look = _Look(rates, until)
+        look = _Look(rates, until, self._calls.get(until or "", 1))
         with self._pass(), contextlib.ExitStack() as hooks, torch.no_grad():
             for name, layer in self.layers.items():
                 hooks.callback(layer.register_forward_hook(look.of(name)).remove)
             for t, timestep in enumerate(self._x):
                 look.counts = None if self._counts is None else self._counts[t]
+                look.calls.clear()
                 with contextlib.suppress(_Reached):
                     self.model(timestep)
+        if until is None:
+            self._calls = dict(look.calls)
         return rates
 
     def weights(self, spiking: Sequence[str]) -> dict[str, list[nn.Parameter]]:

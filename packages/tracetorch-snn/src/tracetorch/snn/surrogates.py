@@ -74,6 +74,11 @@ class Surrogate(nn.Module):
     Raises:
         TypeError: ``slope`` is no real number.
         ValueError: ``name`` is unknown or ``slope`` out of range.
+
+    Example:
+        >>> import torch
+        >>> Surrogate("sigmoid", 4.0)(torch.zeros(2))
+        tensor([0.5000, 0.5000])
     """
 
     def __init__(self, name: str, slope: float, learn_slope: bool = False) -> None:
@@ -93,7 +98,7 @@ class Surrogate(nn.Module):
 
     @property
     def slope(self) -> float | Tensor:
-        """The steepness: a float, or a tensor of rank 0 where it is learned."""
+        """The steepness, a float or a tensor of rank 0 where it is learned."""
         if self._slope is not None:
             return self._slope
         return constraints.softplus.forward(self.raw_slope) + self._floor
@@ -120,6 +125,17 @@ class Surrogate(nn.Module):
 def sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
     r"""The logistic curve :math:`\sigma(ku)`.
 
+    Args:
+        slope: k, steepness at the threshold, positive.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not positive, or not finite.
+
     Example:
         >>> import torch
         >>> sigmoid(4.0)(torch.tensor([-1.0, 0.0, 1.0]))
@@ -131,18 +147,40 @@ def sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
 def atan(slope: float = 2.0, learn_slope: bool = False) -> Surrogate:
     r"""The arctangent curve :math:`1/2 + \arctan(\pi k u/2)/\pi`, derivative k/2/(1 + (πku/2)²).
 
-    Source: Fang et al., arXiv 2007.05785.
+    Args:
+        slope: k, steepness at the threshold, positive.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not positive, or not finite.
 
     Example:
         >>> import torch
         >>> atan(2.0)(torch.tensor([0.0, 1.0]))
         tensor([0.5000, 0.9019])
+
+    Source: Fang et al., arXiv 2007.05785.
     """
     return Surrogate("atan", slope, learn_slope)
 
 
 def fast_sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
     r"""The rational curve :math:`1/2 + ku/(2 + 2|ku|)`, derivative k/2/(1 + k|u|)².
+
+    Args:
+        slope: k, steepness at the threshold, positive.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not positive, or not finite.
 
     Example:
         >>> import torch
@@ -155,12 +193,23 @@ def fast_sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
 def triangle(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
     r"""A piecewise quadratic whose derivative is the triangle k·max(0, 1 − k|u|).
 
-    Source: Bellec et al., arXiv 1803.09574.
+    Args:
+        slope: k, steepness at the threshold, positive.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not positive, or not finite.
 
     Example:
         >>> import torch
         >>> triangle(1.0)(torch.tensor([-1.0, 0.0, 0.5]))
         tensor([0.0000, 0.5000, 0.8750])
+
+    Source: Bellec et al., arXiv 1803.09574.
     """
     return Surrogate("triangle", slope, learn_slope)
 
@@ -168,18 +217,40 @@ def triangle(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
 def gaussian(slope: float = 2.0, learn_slope: bool = False) -> Surrogate:
     r"""The normal distribution function Φ(ku); its derivative is a bell of width 1/k.
 
-    Source: Yin et al., arXiv 2103.12593.
+    Args:
+        slope: k, steepness at the threshold, positive.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not positive, or not finite.
 
     Example:
         >>> import torch
         >>> gaussian(1.0)(torch.tensor([0.0, 1.0]))
         tensor([0.5000, 0.8413])
+
+    Source: Yin et al., arXiv 2103.12593.
     """
     return Surrogate("gaussian", slope, learn_slope)
 
 
 def boxcar(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
     r"""The ramp clamp(ku + 1/2, 0, 1): a straight-through gradient k where |ku| ≤ 1/2.
+
+    Args:
+        slope: k, steepness at the threshold, positive.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not positive, or not finite.
 
     Example:
         >>> import torch
@@ -192,11 +263,22 @@ def boxcar(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
 def superspike(slope: float = 10.0, learn_slope: bool = False) -> Surrogate:
     r"""SuperSpike, derivative 1/(1 + k|u|)² with its peak at 1 for every slope above 2.
 
-    Source: Zenke and Ganguli, arXiv 1705.11146.
+    Args:
+        slope: k, steepness at the threshold, above 2.
+        learn_slope: make it an ``nn.Parameter``.
+
+    Returns:
+        Distance from the threshold → firing probability, a module.
+
+    Raises:
+        TypeError: ``slope`` is no real number.
+        ValueError: ``slope`` is not above 2, or not finite.
 
     Example:
         >>> import torch
         >>> superspike(10.0)(torch.tensor([0.0, 1.0]))
         tensor([0.5000, 0.5909])
+
+    Source: Zenke and Ganguli, arXiv 1705.11146.
     """
     return Surrogate("superspike", slope, learn_slope)
