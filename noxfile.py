@@ -23,7 +23,7 @@ MISSING = {"oldest": ["setuptools"], "newest": []}
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests", "tests_all", "docs", "floors", "build"]
+nox.options.sessions = ["lint", "types", "tests", "tests_all", "docs", "site", "floors", "build"]
 
 
 def wheels(session: nox.Session, packages: list[str]) -> list[str]:
@@ -131,6 +131,16 @@ def docs(session: nox.Session) -> None:
         "docs",
         *(f"packages/tracetorch-{name}/src" for name in NEEDS),
     )
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation as HTML in docs/_build/html, warnings as errors; then what was built."""
+    sync(session, "--group", "docs")
+    out = "docs/_build"
+    session.run("sphinx-build", "-M", "clean", "docs", out, silent=True)
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-n", "docs", f"{out}/html")
+    session.run("pytest", "tests/test_site.py", env={"TRACETORCH_SITE": f"{out}/html"})
 
 
 @nox.session

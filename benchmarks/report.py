@@ -17,6 +17,7 @@ from benchmarks import (
     recording,
     recurrent,
     scaling,
+    ssm,
     startup,
     stepping,
 )
@@ -26,6 +27,7 @@ PARTS = {
     "onm": onm,
     "layers": layers,
     "recurrent": recurrent,
+    "ssm": ssm,
     "stepping": stepping,
     "recording": recording,
     "scaling": scaling,

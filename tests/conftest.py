@@ -65,5 +65,5 @@ def build() -> Callable[..., tt.Layer]:
 
 @pytest.fixture(params=KINDS)
 def name(request: pytest.FixtureRequest) -> str:
-    """The name of each of the 36 layers, and of two that a user wrote."""
+    """The name of each of the 40 layers, and of two that a user wrote."""
     return str(request.param)

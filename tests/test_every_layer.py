@@ -59,8 +59,8 @@ def stepped(model: nn.Module, x: Tensor) -> Tensor:
 # ------------------------------------------------------------------ alone
 
 
-def test_the_thirty_six_are_here(build: Build) -> None:
-    assert len({*snn.LAYERS, *rnn.LAYERS}) == 36
+def test_the_forty_are_here(build: Build) -> None:
+    assert len({*snn.LAYERS, *rnn.LAYERS}) == 40
     for kind in (*snn.LAYERS, *rnn.LAYERS):
         assert type(build(kind.__name__)) is kind
 

@@ -14,12 +14,22 @@ MAKERS: dict[str, Callable[..., rnn.Layer]] = {
     "LSTM": rnn.LSTM,
     "GRU": rnn.GRU,
     "SelectiveSSM": rnn.SelectiveSSM,
+    "S4D": rnn.S4D,
+    "S5": rnn.S5,
+    "LRU": rnn.LRU,
+    "Mamba": rnn.Mamba,
+}
+EXTRA: dict[str, dict[str, int]] = {
+    "SelectiveSSM": {"state_size": 2, "dt_rank": 2},
+    "S4D": {"d_state": 4},
+    "S5": {"d_state": 4},
+    "LRU": {"d_state": 3},
+    "Mamba": {"d_state": 2, "d_conv": 3, "dt_rank": 2},
 }
 
 
 def _small(name: str, dim: int = -1) -> rnn.Layer:
-    extra = {"state_size": 2, "dt_rank": 2} if name == "SelectiveSSM" else {}
-    return MAKERS[name](3, 4, dim=dim, **extra)
+    return MAKERS[name](3, 4, dim=dim, **EXTRA.get(name, {}))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What holds for all four: one answer, exact compilation, dtypes, copies, transforms, messages."""
+"""What holds for each: one answer, exact compilation, dtypes, copies, transforms, messages."""
 
 from __future__ import annotations
 
@@ -252,13 +252,16 @@ def test_made_on_meta_and_filled_later(name: str, small: Make, assign: bool) -> 
     assert torch.equal(layer.unroll(x), filled.unroll(x))
 
 
+WEIGHTS = {"SelectiveSSM": "A_log", "Mamba": "A_log", "S4D": "C", "S5": "C", "LRU": "C_re"}
+
+
 @pytest.mark.parametrize("how", ["weight_norm", "pruned"])
 def test_weights_computed_from_others_are_those_weights(
     name: str, small: Make, stepped: Stepped, how: str
 ) -> None:
     layer, plain, x = small(name).double(), small(name).double(), inputs()
     plain.load_state_dict(layer.state_dict())
-    weight = "A_log" if name == "SelectiveSSM" else "weight_hh"
+    weight = WEIGHTS.get(name, "weight_hh")
     if how == "pruned":
         prune.l1_unstructured(layer, weight, amount=0.5)
     else:
@@ -345,7 +348,7 @@ def test_bad_inputs_are_refused_and_leave_the_states_alone(layer: rnn.Layer) -> 
         layer(torch.ones(2, 3, dtype=torch.int64))
     with pytest.raises(tt.StateError, match=r"has 5 neurons at dim=-1, the layer has 3"):
         layer(torch.ones(2, 5, dtype=torch.float64))
-    with pytest.raises(tt.StateError, match=r"standing state h is \[2, .*zero_states\(\)"):
+    with pytest.raises(tt.StateError, match=r"standing state h(_re)? is \[2, .*zero_states\(\)"):
         layer(torch.ones(7, 3, dtype=torch.float64))
     assert all(layer.get_states()[name] is state for name, state in before.items())
 
@@ -357,6 +360,10 @@ def test_bad_inputs_are_refused_and_leave_the_states_alone(layer: rnn.Layer) -> 
         (rnn.LSTM(3, 4, dim=1), "LSTM(3, 4, dim=1)"),
         (rnn.GRU(3, 4, -2), "GRU(3, 4, dim=-2)"),
         (rnn.SelectiveSSM(128, 64, 32), "SelectiveSSM(128, 64, 32, dt_rank=8, dim=-1)"),
+        (rnn.S4D(8, 6, 4), "S4D(8, 6, d_state=4, discretization='zoh', dim=-1)"),
+        (rnn.S5(8, 6, 4, 2), "S5(8, 6, d_state=4, blocks=2, discretization='zoh', dim=-1)"),
+        (rnn.LRU(8, 6, 4, dim=1), "LRU(8, 6, d_state=4, dim=1)"),
+        (rnn.Mamba(32, 6, 4), "Mamba(32, 6, d_state=4, d_conv=4, expand=2, dt_rank=2, dim=-1)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

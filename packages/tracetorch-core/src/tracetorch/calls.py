@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.choice import EAGER, cannot, chosen, say
+from tracetorch.choice import EAGER, cannot, chosen
 from tracetorch.declaration import Record
 from tracetorch.effective import effective, promoted
 from tracetorch.engine import serving
@@ -145,26 +145,25 @@ def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
     if why is not None:
         cannot(layer, why)
         return None
+    why = None
     if not hasattr(type(layer).sequence, "standard"):
-        y = _by_its_own(layer, x, record)
+        why = Reason(Unfused.RECORDED) if record else _outdated(layer)
+        y = None if why is not None else _by_its_own(layer, x)
         if y is not None:
             return Unrolled(y, {})
     parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
     request = _request(layer, x, x[0], parameters, single=False)
-    answer = serving.unroll(request._replace(recorded=record) if record else request)
+    if record or why is not None:
+        request = request._replace(recorded=record, besides=why)
+    answer = serving.unroll(request)
     if answer is None:
         return None
     _keep(layer, answer, x[0], len(x))
     return Unrolled(answer.y, dict(zip(record, answer.recorded, strict=True)))
 
 
-def _by_its_own(layer: Any, x: Tensor, record: tuple[str, ...]) -> Tensor | None:
+def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
     """By the method ``sequence`` of its class; None where a kernel, or its steps, are to do it."""
-    why = Reason(Unfused.RECORDED) if record else _outdated(layer)
-    if why is not None:
-        if not torch.compiler.is_compiling():
-            say(f"{type(layer).__name__} does not run by its own sequence: {why}")
-        return None
     declared, place = layer.tt.declaration, layer.dim % (x.ndim - 1)
     dtype = promoted(layer, x.dtype)
     old = begun(layer, x[0], dtype)

@@ -40,7 +40,7 @@ class Unfused(Enum):
     LOOKS = "the step looks at values ({})"
     OTHERWISE = "it computes something else {}"
     RAISES = "its step raised {} on a sample: {}"
-    RECORDED = "its states are recorded, which it does not give out"
+    RECORDED = "its own sequence does not give out the states that are recorded"
     WATCHED = "torch traces or fakes what runs, and sees the step's operations instead"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.declaration import Declaration
 from tracetorch.engine.findings import Findings
+from tracetorch.reasons import Reason
 
 
 class Subject(NamedTuple):
@@ -44,6 +45,7 @@ class Request(NamedTuple):
             certain that it runs here, for a seed may have to be drawn.
         single: ``x`` is one timestep.
         recorded: names of states that are wanted after every timestep of a sequence.
+        besides: why it does not run in a way of the module's own, where there is one.
     """
 
     subject: Subject
@@ -54,3 +56,4 @@ class Request(NamedTuple):
     random: Callable[[], Tensor | None]
     single: bool
     recorded: tuple[str, ...] = ()
+    besides: Reason | None = None

@@ -130,7 +130,7 @@ def unroll(request: Request) -> Answer | None:
             found = _run(by, x, request.states, parameters, random)
             return Answer(found[0], found[1:count], random, found[count : by.plan.ends])
         why = by
-    cannot(subject.module, why)
+    cannot(subject.module, why if request.besides is None else f"{request.besides}; {why}")
     return None
 
 

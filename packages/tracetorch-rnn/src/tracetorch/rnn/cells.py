@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import autocast
 from torch.nn.functional import linear
 from tracetorch import Layer, mode
 from tracetorch.parameters import checked_integer
+from tracetorch.rnn.diagonal import unrounded
 
 States = tuple[Tensor, ...]
 Kernel = Callable[..., Any]
@@ -88,7 +87,7 @@ class Cell(Layer):
         around, size = x.shape[:-1], self.out_features
         rows = around.numel()
         flat = tuple(_shaped(getattr(states, name), (rows, size)) for name in self.state_names)
-        with _unrounded(x.device.type):
+        with unrounded(x.device.type):
             new = self._timestep(_shaped(x, (rows, self.in_features)), flat, _weights(p))
         kept = {n: _shaped(s, (*around, size)) for n, s in zip(self.state_names, new, strict=True)}
         return kept, kept[self.state_names[0]]
@@ -109,7 +108,7 @@ class Cell(Layer):
             return None
         old = [getattr(states, name) for name in self.state_names]
         flat = x.reshape(len(x), x.shape[1:-1].numel(), self.in_features)
-        with _unrounded(x.device.type):
+        with unrounded(x.device.type):
             y, *final = _run(kernel, flat, old, _weights(p))
         new = {
             name: state.reshape(before.shape)
@@ -157,13 +156,6 @@ def _adjacent(weights: States) -> States:
     whole = torch.cat([weight.reshape(-1) for weight in weights])
     parts = torch.split(whole, [weight.numel() for weight in weights])
     return tuple(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))
-
-
-def _unrounded(device_type: str) -> AbstractContextManager[Any]:
-    # autocast knows every device but meta, and refuses to be asked about that
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 class SimpleRNN(Cell):

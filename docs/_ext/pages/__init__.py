@@ -1,0 +1,1 @@
+"""What the documentation is built with: the reference's pages from the packages themselves."""
