@@ -16,11 +16,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-import tracetorch as tt
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from torch import nn
-from tracetorch import snn
 
 FOLDER = Path(__file__).parents[1] / "examples" / "mnist"
 
@@ -134,28 +131,6 @@ def test_an_image_is_shifted_by_up_to_a_pixel_each_way(example: ModuleType) -> N
     assert sorted(map(tuple, places.unique(dim=0).tolist())) == [
         (row, column) for row in (9, 10, 11) for column in (19, 20, 21)
     ]
-
-
-def test_what_is_recorded_is_what_the_layer_did(example: ModuleType) -> None:
-    class Net(tt.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(3, 5), snn.LIB(5, 0.8, 0.5), nn.Linear(5, 2))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            scores: torch.Tensor = self.net(x)
-            return scores
-
-    net, sequence = Net(), torch.randn(20, 4, 3) * 3
-    net(sequence[0])  # a state that recording must not go on from
-    spikes, membranes = example.training.record(net, net.net[1], sequence)
-    assert 0.1 < spikes.mean() < 0.9
-    before = torch.cat([torch.zeros(1, 4, 5), membranes[:-1]])
-    charged = 0.8 * before + net.net[0](sequence).detach()
-    torch.testing.assert_close(spikes, (charged > 0.5).float())
-    torch.testing.assert_close(membranes, charged - 0.5 * spikes)
-    net(sequence[0])
-    assert len(spikes) == 20  # the hook is gone
 
 
 # ------------------------------------------------------------------ bad options

@@ -126,3 +126,17 @@ def fitted(model: Deep, train: Any) -> tuple[list[float], dict[str, list[float]]
             optimizer.step()
             losses.append(loss.item())
     return losses, course
+
+
+def test_what_is_recorded_is_the_equation_of_the_layer() -> None:
+    torch.manual_seed(0)
+    linear, lif = nn.Linear(3, 5), snn.LIB(5, 0.8, 0.5)
+    x = torch.randn(20, 4, 3) * 3
+    with torch.no_grad(), tt.record(lif) as rec:
+        lif.unroll(linear(x))
+    spikes, membranes = rec["out"], rec["mem"]
+    assert 0.1 < spikes.mean() < 0.9
+    before = torch.cat([torch.zeros(1, 4, 5), membranes[:-1]])
+    charged = 0.8 * before + linear(x).detach()
+    torch.testing.assert_close(spikes, (charged > 0.5).float())
+    torch.testing.assert_close(membranes, charged - 0.5 * spikes)

@@ -129,11 +129,7 @@ def fit(model: tt.Model, encode: Encode, train: Digits, options: argparse.Namesp
     schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.epochs * batches)
     for epoch in range(options.epochs):
         order = torch.randperm(len(train.labels)).to(options.device)
-        bar = tqdm(
-            order.split(options.batch_size),
-            desc=f"epoch {epoch + 1}/{options.epochs}",
-            disable=None,
-        )
+        bar = tqdm(order.split(options.batch_size), desc=f"epoch {epoch + 1}/{options.epochs}")
         for chosen in bar:
             scores = classify(model, encode(shifted(train.images[chosen])))
             loss = F.cross_entropy(scores, train.labels[chosen])
