@@ -21,7 +21,7 @@ from tracetorch.layer import Layer
 from tracetorch.parameters import checked_integer
 from tracetorch.passage import Passage, active
 from tracetorch.recomputation import restored
-from tracetorch.recording import Place, Recording, Track
+from tracetorch.recording import Place, Recording, Store, Track
 from tracetorch.walk import named_layers
 
 INPUT, OUTPUT = "in", "out"
@@ -70,7 +70,7 @@ def record(
     """
     layers = _layers(model)
     wanted = [_checked_choice(choice, layers) for choice in what]
-    rec = Recording(
+    store = Store(
         checked_integer("record", "every", every, low=1),
         _checked_flag(detach),
         None if device is None else torch.device(device),
@@ -78,11 +78,11 @@ def record(
     )
     heard = []
     for name, layer in layers.items():
-        tracks = {n: rec.tracked(_key(name, n)) for n in _names(name, layer, wanted)}
+        tracks = {n: store.tracked(_key(name, n)) for n in _names(name, layer, wanted)}
         if tracks:
-            heard.append((layer, Ear(rec, tracks)))
+            heard.append((layer, Ear(store, tracks)))
     with listening(heard):
-        yield rec
+        yield Recording(store)
 
 
 @contextmanager
@@ -132,18 +132,18 @@ class Listener(Protocol):
 class Ear(Listener):
     """What one recording wants of one layer."""
 
-    def __init__(self, recording: Recording, tracks: Mapping[str, Track]) -> None:
-        self.recording, self.tracks, self.names = recording, tracks, tuple(tracks)
+    def __init__(self, store: Store, tracks: Mapping[str, Track]) -> None:
+        self._store, self._tracks, self.names = store, tracks, tuple(tracks)
 
     def admit(self, layer: Layer, x: Tensor) -> None:
         """RecordError where the states of timesteps ``[T, …]`` would be too many bytes."""
         nbytes = 0
         for name, spec in layer.tt.declaration.states.items():
-            if name in self.tracks:
-                steps = len(range(len(x))[self.recording.kept(self.tracks[name], len(x))])
+            if name in self._tracks:
+                steps = len(range(len(x))[self._store.kept(self._tracks[name], len(x))])
                 size = torch.Size(spec.shape(x.shape[1:], layer.dim % (x.ndim - 1))).numel()
                 nbytes += steps * size * promoted(layer, x.dtype).itemsize
-        self.recording.admit(layer, nbytes)
+        self._store.admit(layer, nbytes)
 
     def put(self, layer: Layer, values: Mapping[str, Tensor], fresh: frozenset[str]) -> None:
         """Keep what is wanted of some timesteps, all or nothing.
@@ -151,8 +151,8 @@ class Ear(Listener):
         Raises:
             RecordError: it is too much, or of another shape than before.
         """
-        rec, samples, found = self.recording, active(), []
-        for name, track in self.tracks.items():
+        store, samples, found = self._store, active(), []
+        for name, track in self._tracks.items():
             value = values[name]
             if track.parts and track.parts[0].shape[1:] != value.shape[1:]:
                 raise RecordError(
@@ -167,19 +167,19 @@ class Ear(Listener):
                     f"a mask or lengths over {len(samples)} samples needs them at dimension 0 of "
                     f"every timestep, got {name} of {list(value.shape[1:])}",
                 )
-            found.append((track, value[rec.kept(track, len(value))], len(value), name))
-        rec.admit(layer, sum(value.nbytes for _, value, _, _ in found))
+            found.append((track, value[store.kept(track, len(value))], len(value), name))
+        store.admit(layer, sum(value.nbytes for _, value, _, _ in found))
         for track, value, steps, name in found:
             mask = None if samples is None else samples.expand(len(value), -1)
-            track.put(steps, rec.taken(value, mask, copied=name not in fresh), mask)
+            track.put(steps, store.taken(value, mask, copied=name not in fresh), mask)
 
     def place(self) -> list[Place]:
         """How far each track has come."""
-        return [track.place for track in self.tracks.values()]
+        return [track.place for track in self._tracks.values()]
 
     def back(self, place: list[Place]) -> None:
         """As it was then."""
-        for track, then in zip(self.tracks.values(), place, strict=True):
+        for track, then in zip(self._tracks.values(), place, strict=True):
             track.back(then)
 
 
