@@ -42,7 +42,7 @@ def wheels(session: nox.Session, packages: list[str]) -> list[str]:
 def install_package(session: nox.Session, package: str, *more: str) -> None:
     """The package and its siblings as wheels, with their dependencies and the test tools."""
     built = wheels(session, [*NEEDS[package], package])
-    session.install(*built, *more, "pytest", "hypothesis")
+    session.install(*built, *more, "pytest", "pytest-xdist", "hypothesis")
 
 
 def sync(session: nox.Session, *options: str) -> None:
@@ -57,19 +57,24 @@ def sync(session: nox.Session, *options: str) -> None:
     )
 
 
+def pytest(session: nox.Session, *arguments: str) -> None:
+    """A process for each core, of one thread: those of several would wait on one another."""
+    session.run("pytest", "-n", "auto", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session
 @nox.parametrize("package", list(NEEDS), ids=[f"package='{name}'" for name in NEEDS])
 def tests(session: nox.Session, package: str) -> None:
     """One package's own tests, with only that package and its dependencies installed."""
     install_package(session, package)
-    session.run("pytest", f"packages/tracetorch-{package}/tests", *session.posargs)
+    pytest(session, f"packages/tracetorch-{package}/tests", *session.posargs)
 
 
 @nox.session
 def tests_all(session: nox.Session) -> None:
     """What crosses packages, with everything installed; `-- packages tests`: every test."""
     sync(session)
-    session.run("pytest", *(session.posargs or ["tests"]))
+    pytest(session, *(session.posargs or ["tests"]))
 
 
 @nox.session
@@ -93,7 +98,7 @@ def matrix(session: nox.Session, torch: str, package: str) -> None:
     if too_new and version >= too_new:
         session.skip(f"{requirement} has no wheels for Python {session.python}")
     install_package(session, package, requirement, *MISSING[torch])
-    session.run("pytest", f"packages/tracetorch-{package}/tests", *session.posargs)
+    pytest(session, f"packages/tracetorch-{package}/tests", *session.posargs)
 
 
 @nox.session
@@ -123,8 +128,8 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Every example in docstrings, README and docs."""
     sync(session)
-    session.run(
-        "pytest",
+    pytest(
+        session,
         "--doctest-modules",
         "--doctest-glob=*.md",
         "README.md",
