@@ -12,8 +12,16 @@ __path__ = extend_path(__path__, __name__)
 
 from tracetorch import backends, constraints, functional
 from tracetorch.backends import BackendError
+from tracetorch.checkpoints import load_checkpoint, save_checkpoint
 from tracetorch.constraints import Constraint
-from tracetorch.errors import FoldError, LayerError, RecordError, StateError, StateFileError
+from tracetorch.errors import (
+    CheckpointError,
+    FoldError,
+    LayerError,
+    RecordError,
+    StateError,
+    StateFileError,
+)
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 from tracetorch.randomness import Random
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendError",
+    "CheckpointError",
     "Constraint",
     "FoldError",
     "Layer",
@@ -50,9 +59,11 @@ __all__ = [
     "check_unroll",
     "constraints",
     "functional",
+    "load_checkpoint",
     "named_layers",
     "record",
     "restored_states",
+    "save_checkpoint",
 ]
 
 _SIBLINGS = ("plot", "rnn", "snn")

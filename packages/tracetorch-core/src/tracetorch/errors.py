@@ -73,6 +73,16 @@ class StateFileError(ValueError):
     """A state file is unreadable, damaged or not what it claims to be."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is unreadable, damaged, or of another run than it is loaded into."""
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error of somebody else's."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
 class _Described:
     """Stands for a layer in an error that crossed a process boundary."""
 

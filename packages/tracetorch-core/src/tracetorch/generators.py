@@ -36,6 +36,28 @@ def watched() -> Iterator[list[str]]:
     moved += [name for name, place in _places().items() if place != before[name]]
 
 
+def everywhere() -> dict[str, Any]:
+    """Where they are, as plain values: torch's of every device, Python's and NumPy's."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
+    }
+
+
+def put_back(places: dict[str, Any]) -> None:
+    """Where :func:`everywhere` found them; those of devices that are not here are left out."""
+    torch.set_rng_state(places["torch"])
+    if torch.cuda.is_available():
+        for device, place in enumerate(places["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(place, device)
+    random.setstate(places["python"])
+    kind, keys, *rest = places["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+
+
 def _places() -> dict[str, Any]:
     return {
         "the random numbers of Python": random.getstate(),

@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tracetorch import seals
 from tracetorch.atomic import replaced
-from tracetorch.errors import StateFileError
+from tracetorch.errors import StateFileError, first_line
 
 FORMAT = "tracetorch-states-1"
 
@@ -103,7 +104,7 @@ def read(path: str | os.PathLike[str]) -> StateFile:
     # the readers raise a zoo of types on damaged input; each means the same to the user
     except Exception as error:
         raise StateFileError(
-            f"{path} cannot be read as a {path.suffix} state file: {_first_line(error)}; "
+            f"{path} cannot be read as a {path.suffix} state file: {first_line(error)}; "
             f"it is truncated, damaged or of another kind"
         ) from error
 
@@ -136,13 +137,12 @@ def _unpack_safetensors(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]
 def _pack_pt(manifest: str, tensors: dict[str, Tensor]) -> bytes:
     buffer = io.BytesIO()
     torch.save({"tracetorch": manifest, "tensors": tensors}, buffer)
-    # a zip archive ends with the length of its comment, and the comment
-    body = buffer.getvalue()[:-2] + _SEAL_LENGTH.to_bytes(2, "little")
-    return body + _seal(body)
+    seals.seal(buffer)
+    return buffer.getvalue()
 
 
 def _unpack_pt(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if data[-_SEAL_LENGTH:] != _seal(data[:-_SEAL_LENGTH]):
+    if not seals.intact(io.BytesIO(data)):
         raise _Unfit(
             "does not end with the SHA-256 of its content: it is truncated, damaged or no state "
             "file (weights are for load_state_dict())"
@@ -150,13 +150,6 @@ def _unpack_pt(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     tensors = {name: tensor.contiguous() for name, tensor in content["tensors"].items()}
     return _said(content["tracetorch"]), tensors
-
-
-_SEAL_LENGTH = 64
-
-
-def _seal(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest().encode()
 
 
 Pack = Callable[[str, dict[str, Tensor]], bytes]
@@ -196,8 +189,3 @@ def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
