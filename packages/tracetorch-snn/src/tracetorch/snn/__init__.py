@@ -9,8 +9,11 @@ from tracetorch.snn import (
     losses,
     quantizers,
     regularizers,
+    resets,
     surrogates,
 )
+from tracetorch.snn.adaptation import Adaptation
+from tracetorch.snn.delay import Delay
 from tracetorch.snn.firing import BINARY, SCALED, TERNARY, Firing
 from tracetorch.snn.layer import LeakyIntegrator
 from tracetorch.snn.layers import (
@@ -88,6 +91,8 @@ __all__ = [
     "SRLIT",
     "SRLITS",
     "TERNARY",
+    "Adaptation",
+    "Delay",
     "Firing",
     "Layer",
     "LeakyIntegrator",
@@ -97,5 +102,6 @@ __all__ = [
     "losses",
     "quantizers",
     "regularizers",
+    "resets",
     "surrogates",
 ]

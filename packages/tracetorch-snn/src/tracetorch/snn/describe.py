@@ -105,6 +105,14 @@ def _arguments(cls: type[LeakyIntegrator]) -> list[str]:
             "None is ``surrogates.sigmoid(4.0)``.",
             "quant_fn: firing probability → what is emitted, any function or module; None is "
             "``quantizers.round()``.",
+            "reset: what a spike does to the membrane, of ``snn.resets``; None is "
+            "``resets.subtract()``, the equation above.",
+            "refractory: timesteps after a spike, 0…256, in which the membrane stands still and "
+            "does not fire; counted down in a state ``waiting``.",
+            "adaptation: an ``snn.Adaptation``, by which spikes raise the threshold; None is none.",
+            "graded: whether a spike carries the membrane it fired from: ``out·|mem|``.",
+            "feedback: a module from the last output, laid out as a timestep, to what is added "
+            "to the input: dense or convolutional recurrence. The timesteps run one by one then.",
         ]
     return lines
 

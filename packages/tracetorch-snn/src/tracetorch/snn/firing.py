@@ -7,12 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 Spike = Callable[[Tensor], Tensor]
-Fired = tuple[Tensor, Tensor]
+
+
+class Fired(NamedTuple):
+    """What a membrane did in a timestep, each ``[…, N]``.
+
+    Attributes:
+        out: what is emitted.
+        spikes: those of each threshold, none negative.
+        taken: what they take off the membrane where a reset subtracts.
+    """
+
+    out: Tensor
+    spikes: tuple[Tensor, ...]
+    taken: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """Spikes of either sign."""
+        return reduce(add, self.spikes)
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class Firing:
     Attributes:
         suffix: what it adds to a layer's name.
         parameters: names of its thresholds, then its scales.
-        fire: ``(spike, mem, p) → (output, what the reset subtracts from mem)``.
+        fire: ``(spike, mem, p) → Fired``, with ``spike`` from distances to a threshold to spikes.
         equations: the same as text.
 
     Example:
@@ -40,7 +60,7 @@ class Firing:
 
 def _binary(spike: Spike, mem: Tensor, p: Any) -> Fired:
     s = spike(mem - p.threshold)
-    return s, s * p.threshold
+    return Fired(s, (s,), s * p.threshold)
 
 
 def _both(spike: Spike, mem: Tensor, p: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,13 +69,13 @@ def _both(spike: Spike, mem: Tensor, p: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _ternary(spike: Spike, mem: Tensor, p: Any) -> Fired:
-    pos, neg, reset = _both(spike, mem, p)
-    return pos - neg, reset
+    pos, neg, taken = _both(spike, mem, p)
+    return Fired(pos - neg, (pos, neg), taken)
 
 
 def _scaled(spike: Spike, mem: Tensor, p: Any) -> Fired:
-    pos, neg, reset = _both(spike, mem, p)
-    return p.pos_scale * pos - p.neg_scale * neg, reset
+    pos, neg, taken = _both(spike, mem, p)
+    return Fired(p.pos_scale * pos - p.neg_scale * neg, (pos, neg), taken)
 
 
 _TERNARY = (

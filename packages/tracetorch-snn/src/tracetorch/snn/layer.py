@@ -12,18 +12,22 @@ from functools import reduce
 from operator import add
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from tracetorch import Layer, StateError
-from tracetorch.snn import describe
-from tracetorch.snn.firing import Firing
+from tracetorch.snn import describe, resets
+from tracetorch.snn.adaptation import Adaptation
+from tracetorch.snn.firing import Firing, Spike
 from tracetorch.snn.quantities import QUANTITIES
 from tracetorch.snn.quantizers import Round, carrying, nothing
 from tracetorch.snn.quantizers import round as rounding
+from tracetorch.snn.resets import Reset
 from tracetorch.snn.surrogates import Surrogate, sigmoid
 from tracetorch.snn.traces import DUAL, SINGLE, Polarity, halves, leak, named
 
 Elementwise = Callable[[Tensor], Tensor]
 
+LONGEST = 256  # timesteps that every type of float counts down from
 # modules whose functions make a spike_fn or quant_fn, and are none
 _FACTORIES = (Surrogate.__module__, Round.__module__)
 
@@ -104,6 +108,11 @@ class LeakyIntegrator(Layer):
         dim: int,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
         **values: Any,
     ) -> None:
         Layer.__init__(self, num_neurons, dim)
@@ -119,6 +128,49 @@ class LeakyIntegrator(Layer):
         if self.firing is not None:
             self.spike_fn = self._checked_function("spike_fn", spike_fn, sigmoid)
             self.quant_fn = self._checked_function("quant_fn", quant_fn, rounding)
+            self._declare_firing(reset, refractory, adaptation, graded)
+            self._demand("feedback", feedback, (nn.Module, type(None)), "a module, or None")
+            self.feedback = feedback
+            if feedback is not None and not self.recurrence:
+                self.add_state("prev_output")
+
+    def _declare_firing(
+        self,
+        reset: Reset | None,
+        refractory: int,
+        adaptation: Adaptation | None,
+        graded: bool,
+    ) -> None:
+        self._demand("reset", reset, (Reset, type(None)), "made by snn.resets, or None")
+        self._demand("adaptation", adaptation, (Adaptation, type(None)), "snn.Adaptation, or None")
+        self._demand("refractory", refractory, (int,), "a number of timesteps")
+        self._demand("graded", graded, (bool,), "True or False")
+        if not 0 <= refractory <= LONGEST:
+            raise ValueError(
+                f"{type(self).__name__}: refractory must be in 0...{LONGEST} timesteps, "
+                f"got {refractory}"
+            )
+        self.reset = resets.subtract() if reset is None else reset
+        self.refractory, self.graded = refractory, graded
+        self.adaptive = adaptation is not None
+        if self.reset.delayed:
+            self.add_state("due")
+        if refractory:
+            self.add_state("waiting")
+        if adaptation is not None:
+            self.add_state("raised")
+            for name, value in (("rho", adaptation.decay), ("jump", adaptation.jump)):
+                self.add_parameter(
+                    name,
+                    value,
+                    rank=adaptation.rank,
+                    learn=adaptation.learn,
+                    constraint=QUANTITIES[name].constraint,
+                )
+
+    def _demand(self, name: str, value: object, kinds: tuple[type, ...], what: str) -> None:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError(f"{type(self).__name__}: {name} must be {what}, got {value!r}")
 
     def _checked_function(
         self, name: str, function: Elementwise | None, default: Callable[[], nn.Module]
@@ -168,6 +220,9 @@ class LeakyIntegrator(Layer):
         two = self.polarity
         # update, not |=: torch.compile of torch 2.6 does not take that
         new: dict[str, Tensor] = {}
+        fed_back = self.firing is not None and self.feedback is not None
+        if fed_back:
+            x = x + self._fed_back(states.prev_output, x)
         inflow = halves(x, two)
         if self.synapse:
             syn = leak(named(states, "syn", two), named(p, "alpha", two), inflow, average=True)
@@ -182,23 +237,85 @@ class LeakyIntegrator(Layer):
         mem = leak(named(states, "mem", two), named(p, "beta", two), inflow, self.average)
         out = reduce(add, mem)
         if self.firing is not None:
-            out, reset = self.firing.fire(self.spike, out, p)
-            mem = [half - reset / len(two) for half in mem]
+            out, mem, more = self._fire(self.firing, mem, states, p)
+            new.update(more)
         new.update(_by_name("mem", two, mem))
-        if self.recurrence:
+        if self.recurrence or fed_back:
             new["prev_output"] = out
         return new, out
+
+    def _fed_back(self, output: Tensor, x: Tensor) -> Tensor:
+        """What the module ``feedback`` makes of the last output, for the input."""
+        found: Any = self.feedback(output.movedim(-1, self.dim))  # type: ignore[misc]
+        if not isinstance(found, Tensor) or found.movedim(self.dim, -1).shape != x.shape:
+            wanted = list(x.movedim(-1, self.dim).shape)
+            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            raise StateError(
+                self,
+                f"feedback must return a tensor of the input's shape {wanted}, got {got}",
+            )
+        return found.movedim(self.dim, -1).to(x.dtype)
+
+    def _fire(
+        self, firing: Firing, mem: list[Tensor], states: Any, p: Any
+    ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """Output, membrane after it, and the further states."""
+        new: dict[str, Tensor] = {}
+        spike = self.spike
+        if self.adaptive:
+            spike = _above(spike, states.raised)
+        if self.refractory:
+            ready = states.waiting <= 0
+            standing = named(states, "mem", self.polarity)
+            mem = [torch.where(ready, m, s) for m, s in zip(mem, standing, strict=True)]
+            spike = _where(spike, ready)
+        if self.reset.delayed:
+            mem = self.reset.apply(mem, states.due)
+        membrane = reduce(add, mem)
+        fired = firing.fire(spike, membrane, p)
+        if self.adaptive:
+            new["raised"] = p.rho * states.raised + p.jump * fired.count
+        if self.refractory:
+            waiting, any_ = states.waiting, fired.count.detach() > 0
+            left = (waiting - 1).clamp(min=0)
+            new["waiting"] = torch.where(any_, torch.full_like(waiting, self.refractory), left)
+        if self.reset.delayed:
+            new["due"] = self.reset.due(fired)
+        else:
+            mem = self.reset.apply(mem, self.reset.due(fired))
+        return fired.out * membrane.abs() if self.graded else fired.out, mem, new
 
     def extra_repr(self) -> str:
         """Neurons, parameters, dim, and the spike and quantisation functions if not default."""
         text = super().extra_repr()
         if self.firing is not None:
-            defaults = {"spike_fn": repr(sigmoid()), "quant_fn": repr(rounding())}
+            defaults = {
+                "spike_fn": repr(sigmoid()),
+                "quant_fn": repr(rounding()),
+                "reset": repr(resets.subtract()),
+                "refractory": "0",
+                "graded": "False",
+            }
             for name, default in defaults.items():
-                function = getattr(self, name)
-                shown = getattr(function, "__name__", None) or repr(function)
+                value = getattr(self, name)
+                shown = getattr(value, "__name__", None) or repr(value)
                 text += "" if shown == default else f", {name}={shown}"
         return text
+
+
+def _above(spike: Spike, raised: Tensor) -> Spike:
+    """The same at a threshold that much higher."""
+    return lambda distance: spike(distance - raised)
+
+
+def _where(spike: Spike, ready: Tensor) -> Spike:
+    """The same, of those alone that are ready."""
+
+    def those(distance: Tensor) -> Tensor:
+        spikes = spike(distance)
+        return torch.where(ready, spikes, torch.zeros_like(spikes))
+
+    return those
 
 
 def _by_name(name: str, polarity: Polarity, values: list[Tensor]) -> dict[str, Tensor]:
@@ -218,7 +335,14 @@ def constructor_signature(cls: type[LeakyIntegrator]) -> inspect.Signature:
     ]
     if cls.firing is not None:
         given = Elementwise | None  # pyright: ignore[reportOperatorIssue]
-        fields += [(name, given, None) for name in ("spike_fn", "quant_fn")]
+        fields += [
+            *((name, given, None) for name in ("spike_fn", "quant_fn")),
+            ("reset", Reset | None, None),  # pyright: ignore[reportOperatorIssue]
+            ("refractory", int, 0),
+            ("adaptation", Adaptation | None, None),  # pyright: ignore[reportOperatorIssue]
+            ("graded", bool, False),
+            ("feedback", nn.Module | None, None),  # pyright: ignore[reportOperatorIssue]
+        ]
     return inspect.Signature(
         [
             inspect.Parameter(

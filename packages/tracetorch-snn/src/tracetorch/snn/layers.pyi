@@ -2,7 +2,9 @@
 
 from torch import Tensor, nn
 
+from tracetorch.snn.adaptation import Adaptation
 from tracetorch.snn.layer import Elementwise, LeakyIntegrator
+from tracetorch.snn.resets import Reset
 
 class _Effective:
     """A parameter's effective value; assigning goes through its constraint's inverse."""
@@ -218,6 +220,11 @@ class LIB(LeakyIntegrator):
         learn_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DLIB(LeakyIntegrator):
@@ -248,6 +255,11 @@ class DLIB(LeakyIntegrator):
         learn_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class SLIB(LeakyIntegrator):
@@ -278,6 +290,11 @@ class SLIB(LeakyIntegrator):
         learn_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class RLIB(LeakyIntegrator):
@@ -314,6 +331,11 @@ class RLIB(LeakyIntegrator):
         learn_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DSLIB(LeakyIntegrator):
@@ -356,6 +378,11 @@ class DSLIB(LeakyIntegrator):
         learn_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DRLIB(LeakyIntegrator):
@@ -409,6 +436,11 @@ class DRLIB(LeakyIntegrator):
         learn_neg_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class SRLIB(LeakyIntegrator):
@@ -451,6 +483,11 @@ class SRLIB(LeakyIntegrator):
         learn_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DSRLIB(LeakyIntegrator):
@@ -516,6 +553,11 @@ class DSRLIB(LeakyIntegrator):
         learn_neg_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class LIT(LeakyIntegrator):
@@ -545,6 +587,11 @@ class LIT(LeakyIntegrator):
         learn_neg_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DLIT(LeakyIntegrator):
@@ -580,6 +627,11 @@ class DLIT(LeakyIntegrator):
         learn_neg_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class SLIT(LeakyIntegrator):
@@ -615,6 +667,11 @@ class SLIT(LeakyIntegrator):
         learn_neg_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class RLIT(LeakyIntegrator):
@@ -656,6 +713,11 @@ class RLIT(LeakyIntegrator):
         learn_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DSLIT(LeakyIntegrator):
@@ -703,6 +765,11 @@ class DSLIT(LeakyIntegrator):
         learn_neg_threshold: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DRLIT(LeakyIntegrator):
@@ -761,6 +828,11 @@ class DRLIT(LeakyIntegrator):
         learn_neg_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class SRLIT(LeakyIntegrator):
@@ -808,6 +880,11 @@ class SRLIT(LeakyIntegrator):
         learn_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DSRLIT(LeakyIntegrator):
@@ -878,6 +955,11 @@ class DSRLIT(LeakyIntegrator):
         learn_neg_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class LITS(LeakyIntegrator):
@@ -917,6 +999,11 @@ class LITS(LeakyIntegrator):
         learn_neg_scale: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DLITS(LeakyIntegrator):
@@ -962,6 +1049,11 @@ class DLITS(LeakyIntegrator):
         learn_neg_scale: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class SLITS(LeakyIntegrator):
@@ -1007,6 +1099,11 @@ class SLITS(LeakyIntegrator):
         learn_neg_scale: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class RLITS(LeakyIntegrator):
@@ -1058,6 +1155,11 @@ class RLITS(LeakyIntegrator):
         learn_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DSLITS(LeakyIntegrator):
@@ -1115,6 +1217,11 @@ class DSLITS(LeakyIntegrator):
         learn_neg_scale: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DRLITS(LeakyIntegrator):
@@ -1183,6 +1290,11 @@ class DRLITS(LeakyIntegrator):
         learn_neg_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class SRLITS(LeakyIntegrator):
@@ -1240,6 +1352,11 @@ class SRLITS(LeakyIntegrator):
         learn_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 class DSRLITS(LeakyIntegrator):
@@ -1320,6 +1437,11 @@ class DSRLITS(LeakyIntegrator):
         learn_neg_rec_weight: bool = True,
         spike_fn: Elementwise | None = None,
         quant_fn: Elementwise | None = None,
+        reset: Reset | None = None,
+        refractory: int = 0,
+        adaptation: Adaptation | None = None,
+        graded: bool = False,
+        feedback: nn.Module | None = None,
     ) -> None: ...
 
 LAYERS: tuple[type[LeakyIntegrator], ...]

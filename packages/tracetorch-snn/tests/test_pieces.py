@@ -1,0 +1,326 @@
+"""Resets, refractory period, adaptation and graded spikes: in any combination, on any layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tracetorch as tt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tracetorch import snn
+from tracetorch.snn import quantizers, resets, surrogates
+
+Array = NDArray[np.float64]
+FIRING = [cls for cls in snn.LAYERS if cls.firing]
+SOME = [snn.LIB, snn.DSRLITS]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a layer may be given."""
+
+    reset: str = "subtract"
+    value: float = 0.0
+    delayed: bool = False
+    detach: bool = False
+    refractory: int = 0
+    adaptive: bool = False
+    graded: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        flags = {"delayed": self.delayed, "detach": self.detach}
+        made = {
+            "subtract": lambda: resets.subtract(**flags),
+            "to": lambda: resets.to(self.value, **flags),
+            "never": resets.never,
+        }[self.reset]()
+        adaptation = (
+            snn.Adaptation(0.7, torch.tensor([0.3, 0.1, 0.5, 0.2])) if self.adaptive else None
+        )
+        return {
+            "reset": made,
+            "refractory": self.refractory,
+            "adaptation": adaptation,
+            "graded": self.graded,
+        }
+
+
+ALL = st.builds(
+    Pieces,
+    reset=st.sampled_from(["subtract", "to", "never"]),
+    value=st.sampled_from([0.0, -0.3, 0.2]),
+    delayed=st.booleans(),
+    detach=st.booleans(),
+    refractory=st.integers(0, 3),
+    adaptive=st.booleans(),
+    graded=st.booleans(),
+)
+
+
+def split(u: Array, dual: bool) -> list[Array]:
+    return [np.where(u >= 0, u, 0.0), np.where(u < 0, u, 0.0)] if dual else [u]
+
+
+def reference(
+    a: Any, pieces: Pieces, v: dict[str, Array], xs: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The equations, one timestep and one line after another."""
+    signs = ["pos_", "neg_"] if a.dual else [""]
+    s: dict[str, Array] = defaultdict(lambda: np.zeros(xs.shape[1:]))
+    outs = []
+    for x in xs:
+        inflow = split(x, a.dual)
+        if a.synapse:
+            for h, i in zip(signs, inflow, strict=True):
+                s[h + "syn"] = v[h + "alpha"] * s[h + "syn"] + (1 - v[h + "alpha"]) * i
+            inflow = split(sum(s[h + "syn"] for h in signs), a.dual)
+        if a.recurrent:
+            for h, back in zip(signs, split(s["prev_output"], a.dual), strict=True):
+                s[h + "rec"] = v[h + "gamma"] * s[h + "rec"] + (1 - v[h + "gamma"]) * back
+            traces = split(sum(s[h + "rec"] for h in signs), a.dual)
+            inflow = [
+                i + v[h + "rec_weight"] * r for h, i, r in zip(signs, inflow, traces, strict=True)
+            ]
+        resting = s["waiting"] > 0
+        for h, i in zip(signs, inflow, strict=True):
+            moved = v[h + "beta"] * s[h + "mem"] + i
+            s[h + "mem"] = np.where(resting, s[h + "mem"], moved)
+        if pieces.delayed and pieces.reset != "never":
+            apply(pieces, s, signs, s["due_count"], s["due_taken"])
+        mem = sum(s[h + "mem"] for h in signs)
+        low, high = (
+            (v["threshold"],) * 2 if a.suffix == "B" else (v["neg_threshold"], v["pos_threshold"])
+        )
+        pos = ((mem > high + s["raised"]) & ~resting).astype(float)
+        neg = ((-mem > low + s["raised"]) & ~resting & (a.suffix != "B")).astype(float)
+        up, down = (v["pos_scale"], v["neg_scale"]) if a.suffix == "TS" else (1.0, 1.0)
+        out = up * pos - down * neg
+        count, taken = pos + neg, pos * high - neg * low
+        if pieces.adaptive:
+            s["raised"] = v["rho"] * s["raised"] + v["jump"] * count
+        s["waiting"] = np.where(count > 0, pieces.refractory, np.maximum(s["waiting"] - 1, 0))
+        s["due_count"], s["due_taken"] = count, taken
+        if not pieces.delayed and pieces.reset != "never":
+            apply(pieces, s, signs, count, taken)
+        out = out * abs(mem) if pieces.graded else out
+        s["prev_output"] = out
+        outs.append(out)
+    return np.stack(outs), s
+
+
+def apply(
+    pieces: Pieces, s: dict[str, Array], signs: list[str], count: Array, taken: Array
+) -> None:
+    for h in signs:
+        if pieces.reset == "to":
+            s[h + "mem"] = np.where(count > 0, pieces.value / len(signs), s[h + "mem"])
+        else:
+            s[h + "mem"] = s[h + "mem"] - taken / len(signs)
+
+
+@given(pieces=ALL, cls=st.sampled_from(FIRING), seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_stepped_and_unrolled_are_the_equations(
+    pieces: Pieces, cls: type[snn.Layer], seed: int, anatomy: Any, build: Any
+) -> None:
+    layer = build(cls, 4, **pieces.arguments())
+    names = [*anatomy(cls).parameters, *(["rho", "jump"] if pieces.adaptive else [])]
+    v = {name: getattr(layer, name).detach().numpy() for name in names}
+    xs = np.random.default_rng(seed).normal(0, 0.8, (25, 3, 4))
+    outs, states = reference(anatomy(cls), pieces, v, xs)
+    assert outs.any()
+    with tt.backends.use("eager"):
+        stepped = torch.stack([layer(x) for x in torch.tensor(xs)])
+    np.testing.assert_allclose(stepped.detach().numpy(), outs, rtol=1e-11, atol=1e-11)
+    for name, state in layer.get_states().items():
+        key = name
+        if name == "due":
+            key = "due_count" if pieces.reset == "to" else "due_taken"
+        np.testing.assert_allclose(state.detach().numpy(), states[key], rtol=1e-11, atol=1e-11)
+    expected = layer.get_states()
+    layer.zero_states()
+    torch.testing.assert_close(layer.unroll(torch.tensor(xs)), stepped, rtol=1e-11, atol=1e-11)
+    for name, state in layer.get_states().items():
+        torch.testing.assert_close(state, expected[name], rtol=1e-11, atol=1e-11)
+
+
+EACH = [
+    Pieces("subtract", delayed=True),
+    Pieces("to", -0.3),
+    Pieces("to", delayed=True, detach=True),
+    Pieces("never"),
+    Pieces(refractory=2),
+    Pieces(adaptive=True),
+    Pieces(graded=True),
+    Pieces("to", 0.2, True, False, 1, True, True),
+]
+
+
+@pytest.mark.parametrize("cls", SOME)
+@pytest.mark.parametrize("pieces", EACH, ids=repr)
+def test_each_piece_is_fused(pieces: Pieces, cls: type[snn.Layer], build: Any) -> None:
+    layer = build(cls, 4, **pieces.arguments())
+    layer.unroll(torch.rand(3, 2, 4, dtype=torch.float64))
+    assert tt.backends.status(layer) == {"": "ready"}
+
+
+@pytest.mark.parametrize("cls", SOME)
+@pytest.mark.parametrize("pieces", [EACH[2], EACH[-1]], ids=repr)
+def test_pieces_keep_the_contract(pieces: Pieces, cls: type[snn.Layer], build: Any) -> None:
+    x = torch.randn(8, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tt.testing.check_layer(lambda: build(cls, 4, **pieces.arguments()), x)
+
+
+# what is cut, or gated by a decision, has no differences
+SMOOTH = [pieces for pieces in EACH if not (pieces.detach or pieces.refractory)]
+
+
+@pytest.mark.parametrize("pieces", SMOOTH, ids=repr)
+def test_gradients_are_those_of_a_smooth_neuron(pieces: Pieces, build: Any) -> None:
+    """With the probability itself as what is emitted, differences of the loss are its gradients."""
+    smooth = {"spike_fn": surrogates.sigmoid(2.0), "quant_fn": torch.nn.Identity()}
+    x = torch.randn(5, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tt.testing.gradients_match_differences(
+        lambda: build(snn.SLIT, 4, **pieces.arguments(), **smooth), x
+    )
+
+
+def test_a_detached_reset_has_the_gradient_of_a_constant() -> None:
+    layer = snn.LIB(1, 0.8, 1.0, reset=resets.subtract(detach=True)).double()
+    beta, theta = layer.beta.item(), layer.threshold.item()
+    x = torch.tensor([1.2, 0.3, 0.7, 0.9], dtype=torch.float64).reshape(4, 1, 1).requires_grad_()
+    layer.unroll(x).sum().backward()
+    mem, spikes, slopes = 0.0, [], []
+    surrogate = surrogates.sigmoid(4.0)
+    for value in x.detach().flatten().tolist():
+        mem = beta * mem + value
+        u = torch.tensor(mem - theta, dtype=torch.float64, requires_grad=True)
+        slopes.append(float(torch.autograd.grad(surrogate(u), u)[0]))
+        spikes.append(float(mem > theta))
+        mem -= spikes[-1] * theta
+    wanted = [sum(beta ** (t - k) * slopes[t] for t in range(k, 4)) for k in range(4)]
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.flatten().numpy(), wanted, rtol=1e-10)
+
+
+def test_a_piece_costs_nothing_where_it_is_not_asked_for() -> None:
+    plain, given = snn.DSRLITS(3), snn.DSRLITS(3, reset=resets.subtract(), refractory=0)
+    assert plain.kernel_source() == given.kernel_source()
+    assert plain.get_states().keys() == given.get_states().keys()
+    assert "due" not in repr(plain.tt.states)
+
+
+def test_what_a_layer_was_given_is_shown() -> None:
+    layer = snn.LIB(2, reset=resets.to(0.0, delayed=True), refractory=2, graded=True)
+    assert repr(layer).endswith("dim=-1, reset=to(0.0, delayed=True), refractory=2, graded=True)")
+    assert "rho=0.9, jump=0.2" in repr(snn.LIB(2, adaptation=snn.Adaptation(0.9, 0.2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "says"),
+    [
+        (lambda: snn.LIB(2, reset="zero"), TypeError, "LIB: reset must be made by snn.resets"),
+        (lambda: snn.LIB(2, reset=resets.to), TypeError, "LIB: reset must be made by snn.resets"),
+        (lambda: snn.LIB(2, refractory=-1), ValueError, r"refractory must be in 0\.\.\.256 .* -1"),
+        (lambda: snn.LIB(2, refractory=1.5), TypeError, "refractory must be a number of timesteps"),
+        (lambda: snn.LIB(2, refractory=True), TypeError, "refractory must be a number of timeste"),
+        (lambda: snn.LIB(2, adaptation=0.3), TypeError, "adaptation must be snn.Adaptation"),
+        (lambda: snn.LIB(2, graded=1), TypeError, "graded must be True or False, got 1"),
+        (lambda: snn.LIB(2, adaptation=snn.Adaptation(1.5)), ValueError, "LIB: rho must be in"),
+        (lambda: snn.LIB(2, adaptation=snn.Adaptation(jump=-1.0)), ValueError, "LIB: jump must be"),
+        (lambda: snn.LI(2, refractory=1), TypeError, "LI: .*unexpected keyword.* 'refractory'"),
+        (lambda: snn.LIB(2, feedback=len), TypeError, "feedback must be a module, or None, got <b"),
+        (lambda: resets.to(float("nan")), ValueError, "value must be finite, got nan"),
+        (lambda: resets.to("0"), TypeError, "value must be a number, got '0'"),
+        (lambda: resets.subtract(detach=1), TypeError, "detach must be True or False, got 1"),
+    ],
+)
+def test_bad_pieces_are_named(make: Callable[[], Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_longest_refractory_period_ends_in_half_precision(dtype: torch.dtype) -> None:
+    layer = snn.LIB(1, 0.5, 1.0, refractory=256).to(dtype)
+    out: Tensor = layer.unroll(torch.full((600, 1, 1), 3.0, dtype=dtype))
+    assert out.flatten().nonzero().flatten().tolist() == [0, 257, 514]
+
+
+def test_quantizers_that_draw_wait_and_adapt_too(build: Any) -> None:
+    layer = build(snn.LIB, 4, refractory=1, quant_fn=quantizers.bernoulli())
+    spikes = layer.unroll(torch.full((200, 3, 4), 0.4, dtype=torch.float64))
+    assert spikes.any()
+    assert not (spikes[1:] * spikes[:-1]).any()
+
+
+# ------------------------------------------------------------------ feedback
+
+
+@pytest.mark.parametrize("cls", [snn.LIB, snn.SLIB, snn.RLITS])
+def test_feedback_is_what_a_loop_of_ones_own_adds_to_the_input(
+    cls: type[snn.Layer], build: Any
+) -> None:
+    weights = nn.Linear(4, 4, dtype=torch.float64)
+    layer, plain = build(cls, 4, feedback=weights), build(cls, 4)
+    x = torch.randn(12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out, outs = torch.zeros(3, 4, dtype=torch.float64), []
+    for now in x:
+        out = plain(now + weights(out))
+        outs.append(out)
+    expected = torch.stack(outs)
+    assert expected.any()
+    y = layer.unroll(x)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    wanted = torch.autograd.grad(expected.square().sum(), weights.weight)
+    found = torch.autograd.grad(y.square().sum(), weights.weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_feedback_by_a_convolution_sees_the_layout_of_the_input() -> None:
+    convolution = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    layer = snn.LIB(2, 0.5, 0.3, dim=-3, feedback=convolution)
+    frames = torch.rand(4, 1, 2, 5, 5)
+    plain, out = snn.LIB(2, 0.5, 0.3, dim=-3), torch.zeros(1, 2, 5, 5)
+    for frame in frames:
+        out = plain(frame + convolution(out))
+        assert torch.equal(layer(frame), out)
+
+
+@pytest.mark.parametrize(
+    "holds",
+    # a module sees the layout of the input, and a linear layer takes one only
+    [each for each in tt.testing.PROPERTIES if each is not tt.testing.dim_is_a_layout],
+    ids=lambda each: each.__name__,
+)
+def test_feedback_keeps_the_contract(holds: Callable[..., None], build: Any) -> None:
+    def make() -> snn.Layer:
+        torch.manual_seed(0)
+        layer: snn.Layer = build(snn.SLIB, 4, feedback=nn.Linear(4, 4, dtype=torch.float64))
+        return layer
+
+    x = torch.randn(6, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    holds(make, x)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (
+            nn.Linear(4, 3),
+            r"feedback must return a tensor of the input's shape \[2, 4\], got shape \[2",
+        ),
+        (nn.LSTM(4, 4), r"feedback must return a tensor of the input's shape \[2, 4\], got \("),
+    ],
+)
+def test_feedback_of_another_shape_is_named(module: nn.Module, says: str) -> None:
+    with pytest.raises(tt.StateError, match=says):
+        snn.LIB(4, feedback=module)(torch.rand(2, 4))
