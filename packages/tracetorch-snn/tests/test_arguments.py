@@ -67,9 +67,13 @@ def test_signature_follows_the_name(cls: type[snn.Layer], anatomy: Callable[...,
     expected += [(f"{name}_rank", 1) for name in a.parameters]
     expected += [(f"learn_{name}", True) for name in a.parameters]
     expected += [("spike_fn", None), ("quant_fn", None)] if a.fires else []
+    pieces = {"reset": None, "refractory": 0, "adaptation": None, "graded": False, "feedback": None}
     got = inspect.signature(cls).parameters.values()
-    assert [(p.name, p.default) for p in got] == expected
-    assert {p.kind for p in got} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    by_place = [p for p in got if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    by_name = [p for p in got if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert [(p.name, p.default) for p in by_place] == expected
+    assert {p.name: p.default for p in by_name} == (pieces if a.fires else {})
+    assert len(got) == len(by_place) + len(by_name)
     assert all(p.annotation is not inspect.Parameter.empty for p in got)
 
 

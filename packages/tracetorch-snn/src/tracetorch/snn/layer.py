@@ -322,8 +322,21 @@ def _by_name(name: str, polarity: Polarity, values: list[Tensor]) -> dict[str, T
     return {half + name: value for half, value in zip(polarity, values, strict=True)}
 
 
+# what a firing layer may be given beyond its parameters: kind and default
+PIECES: dict[str, tuple[Any, Any]] = {
+    "reset": (Reset | None, None),  # pyright: ignore[reportOperatorIssue]
+    "refractory": (int, 0),
+    "adaptation": (Adaptation | None, None),  # pyright: ignore[reportOperatorIssue]
+    "graded": (bool, False),
+    "feedback": (nn.Module | None, None),  # pyright: ignore[reportOperatorIssue]
+}
+
+
 def constructor_signature(cls: type[LeakyIntegrator]) -> inspect.Signature:
-    """``(self, num_neurons, <parameters>, dim, <ranks>, <learn flags>, spike_fn, quant_fn)``."""
+    """``(self, num_neurons, <parameters>, dim, <ranks>, <learn flags>, spike_fn, quant_fn)``.
+
+    The further pieces of a layer that fires are given by keyword alone.
+    """
     names = cls.parameter_names()
     fields: list[tuple[str, Any, Any]] = [
         ("self", inspect.Parameter.empty, inspect.Parameter.empty),
@@ -333,25 +346,19 @@ def constructor_signature(cls: type[LeakyIntegrator]) -> inspect.Signature:
         *((f"{name}_rank", int, 1) for name in names),
         *((f"learn_{name}", bool, True) for name in names),
     ]
+    pieces: list[tuple[str, Any, Any]] = []
     if cls.firing is not None:
         given = Elementwise | None  # pyright: ignore[reportOperatorIssue]
-        fields += [
-            *((name, given, None) for name in ("spike_fn", "quant_fn")),
-            ("reset", Reset | None, None),  # pyright: ignore[reportOperatorIssue]
-            ("refractory", int, 0),
-            ("adaptation", Adaptation | None, None),  # pyright: ignore[reportOperatorIssue]
-            ("graded", bool, False),
-            ("feedback", nn.Module | None, None),  # pyright: ignore[reportOperatorIssue]
-        ]
+        fields += [(name, given, None) for name in ("spike_fn", "quant_fn")]
+        pieces = [(name, *piece) for name, piece in PIECES.items()]
     return inspect.Signature(
         [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=annotation,
-                default=default,
+            inspect.Parameter(name, kind, annotation=annotation, default=default)
+            for kind, those in (
+                (inspect.Parameter.POSITIONAL_OR_KEYWORD, fields),
+                (inspect.Parameter.KEYWORD_ONLY, pieces),
             )
-            for name, annotation, default in fields
+            for name, annotation, default in those
         ],
         return_annotation=None,
     )

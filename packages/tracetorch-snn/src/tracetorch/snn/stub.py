@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tracetorch.snn.layer import LeakyIntegrator, constructor_signature
+from tracetorch.snn.layer import PIECES, LeakyIntegrator, constructor_signature
 from tracetorch.snn.layers import LAYERS
 
 PATH = Path(__file__).with_name("layers.pyi")
@@ -68,6 +68,8 @@ def _class(cls: type[LeakyIntegrator]) -> str:
         f"        {name}{_annotation(name, parameter.default)},"
         for name, parameter in constructor_signature(cls).parameters.items()
     ]
+    if cls.firing is not None:
+        arguments.insert(-len(PIECES), "        *,")
     return "\n".join(
         [
             f"\nclass {cls.__name__}(LeakyIntegrator):",
