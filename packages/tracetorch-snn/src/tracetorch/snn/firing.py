@@ -30,7 +30,7 @@ class Fired(NamedTuple):
     taken: Tensor
 
     @property
-    def count(self) -> Tensor:
+    def number(self) -> Tensor:
         """Spikes of either sign."""
         return reduce(add, self.spikes)
 

@@ -261,7 +261,7 @@ class LeakyIntegrator(Layer):
     ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """Output, membrane after it, and the further states."""
         new: dict[str, Tensor] = {}
-        spike = self.spike
+        spike: Spike = self.spike
         if self.adaptive:
             spike = _above(spike, states.raised)
         if self.refractory:
@@ -274,9 +274,9 @@ class LeakyIntegrator(Layer):
         membrane = reduce(add, mem)
         fired = firing.fire(spike, membrane, p)
         if self.adaptive:
-            new["raised"] = p.rho * states.raised + p.jump * fired.count
+            new["raised"] = p.rho * states.raised + p.jump * fired.number
         if self.refractory:
-            waiting, any_ = states.waiting, fired.count.detach() > 0
+            waiting, any_ = states.waiting, fired.number.detach() > 0
             left = (waiting - 1).clamp(min=0)
             new["waiting"] = torch.where(any_, torch.full_like(waiting, self.refractory), left)
         if self.reset.delayed:

@@ -68,7 +68,7 @@ class To(Reset):
     value: float
 
     def _due(self, fired: Fired) -> Tensor:
-        return fired.count
+        return fired.number
 
     def apply(self, membrane: Sequence[Tensor], due: Tensor) -> list[Tensor]:
         """The halves of those that fired become those of the value."""
