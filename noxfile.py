@@ -5,6 +5,7 @@ Work on one package in isolation: `nox -s "tests(package='snn')"`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -155,17 +156,56 @@ def floors(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", "--short")
 
 
-@nox.session
-def build(session: nox.Session) -> None:
-    """Wheels and sdists of all five distributions, checked for the package index."""
+def distributions(session: nox.Session, out: Path) -> list[Path]:
+    """Wheels and sdists of all five into an empty folder, checked for the package index."""
     session.install("twine")
-    out = Path(session.create_tmp()) / "dist"
     for old in out.glob("*"):
         old.unlink()
     session.run_install(
         "uv", "build", "-q", "--all-packages", "-o", str(out), external=True, silent=True
     )
-    session.run("twine", "check", "--strict", *map(str, sorted(out.glob("tracetorch*"))))
+    built = sorted(out.glob("tracetorch*"))
+    session.run("twine", "check", "--strict", *map(str, built))
+    return built
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and sdists of all five distributions, checked for the package index."""
+    distributions(session, Path(session.create_tmp()) / "dist")
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """All that goes out, into dist/: five wheels and sdists, what they need, their checksums.
+
+    Each wheel is installed alone, with nothing but what it asks for, and imported; then `tests` run
+    every package's tests on its wheel, and `tests_all` looks into the archives.
+    """
+    out = ROOT / "dist"
+    built = distributions(session, out)
+    if len(built) != 10:
+        session.error(f"five wheels and five sdists were to be built, found {built}")
+    for package in [*NEEDS, ""]:
+        name = f"tracetorch-{package}".rstrip("-")
+        venv = Path(session.create_tmp()) / name
+        session.run_install("uv", "venv", "-q", "--clear", str(venv), external=True)
+        python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        wheel = next(out.glob(f"{name.replace('-', '_')}-*.whl"))
+        options = ("--find-links", str(out), "--python", str(python))
+        session.run_install("uv", "pip", "install", "-q", *options, str(wheel), external=True)
+        imported = f"tracetorch.{package}" if package not in ("core", "") else "tracetorch"
+        session.run(str(python), "-c", f"import {imported}", external=True)
+    bill = session.run(
+        "uv", "export", "-q", "--format", "cyclonedx1.5", "--all-packages", "--no-dev",
+        external=True, silent=True,
+    )  # fmt: skip
+    (out / "sbom.cdx.json").write_text(str(bill), encoding="utf-8")
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in built]
+    (out / "SHA256SUMS").write_text("\n".join(sums) + "\n", encoding="utf-8")
+    for package in NEEDS:
+        session.notify(f"tests(package='{package}')")
+    session.notify("tests_all", posargs=["tests/test_packaging.py"])
 
 
 @nox.session(venv_backend="none")
