@@ -5,10 +5,12 @@ What is asked of the built site runs where ``TRACETORCH_SITE`` names its folder:
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import sys
+import textwrap
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -19,21 +21,30 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import tracetorch as tt
-from tracetorch import rnn, snn, testing
+from tracetorch import rnn, snn
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "_ext"))
 
-from pages import diagrams, docstrings, equations, figures, outside, public, stubs  # noqa: E402
+from pages import (  # noqa: E402
+    diagrams,
+    docstrings,
+    equations,
+    figures,
+    introduction,
+    outside,
+    public,
+    stubs,
+)
 
 SITE = Path(os.environ.get("TRACETORCH_SITE", ROOT / "none"))
 built = pytest.mark.skipif(not SITE.is_dir(), reason="TRACETORCH_SITE names no built site")
 
 NAMES = [name for name in public.names() if name.kind != "alias"]
 CLASSES = [name for name in NAMES if name.kind in ("class", "exception")]
-# a property of the contract is given what check_layer is given, and says what it demands
-ONE_LINERS = {*testing.PROPERTIES, testing.gradients_match_differences}
+# an exception is shown where it is raised
+CALLED = [name for name in NAMES if name.kind in ("class", "function")]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +99,13 @@ def test_every_page_is_in_a_tree() -> None:
     index = (DOCS / "index.md").read_text("utf-8")
     trees = "\n".join(re.findall(r"```\{toctree\}(.*?)```", index, re.S))
     entries = {line.rpartition("<")[2].rstrip(">") for line in trees.split("\n")}
-    assert "how-to/*" in entries
+    assert {"how-to/*", "examples/*"} <= entries
     assert {page.stem for page in DOCS.glob("*.md")} - {"index"} <= entries
+
+
+def test_every_example_has_its_page() -> None:
+    found = {source for source, page in outside.pages(DOCS).items() if "examples/" in page}
+    assert found == set((ROOT / "examples").glob("*/README.md"))
 
 
 # ------------------------------------------------------------------ equations and docstrings
@@ -134,6 +150,12 @@ def test_links_to_files_of_the_repository_lead_to_their_pages() -> None:
     found = outside.rewritten(text, "recording", DOCS)
     assert found == "[a](/benchmarks.md#machine) [b](states.md) [c](https://d.e/f.md)"
     assert outside.rewritten("[a](docs/design.md)", "contributing", DOCS) == "[a](/design.md)"
+    example = "[a](tones.py), [b](../../docs/own-layer.md), ![c](figures/tones.png)"
+    assert outside.rewritten(example, "examples/own_layer", DOCS) == (
+        "[a](../../examples/own_layer/tones.py), [b](/own-layer.md), ![c](figures/tones.png)"
+    )
+    found = outside.rewritten("[a](../examples/own_layer/README.md)", "own-layer", DOCS)
+    assert found == "[a](/examples/own_layer.md)"
 
 
 def test_figures_show_what_their_caption_says() -> None:
@@ -144,6 +166,24 @@ def test_figures_show_what_their_caption_says() -> None:
     assert [float(each.abs().max()) for each in figures.inputs().values()] == pytest.approx(
         [1.5, 0.25, 0.4], rel=1e-2
     )
+
+
+def test_the_introduction_shows_every_figure_that_is_drawn_for_it(tmp_path: Path) -> None:
+    introduction.draw(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    text = (DOCS / "introduction.md").read_text("utf-8")
+    assert set(re.findall(r"reference/generated/figures/(\S+)", text)) == drawn
+    spikes = snn.LIB(1, beta=0.9, threshold=1.0).unroll(introduction.pulses()[:, None])
+    fired = spikes.flatten().nonzero().flatten()
+    assert len(fired) > 0
+    assert 30 <= fired.min() <= fired.max() < 46  # in the burst, as the caption says
+
+
+def test_a_folded_sequence_is_as_many_timesteps_as_the_loop() -> None:
+    found = diagrams.folded()
+    assert found.count(">Linear<") == found.count(">LIB<") == 4
+    assert found.count("Linear, once") == found.count("LIB, one kernel") == 1
+    assert all(found.count(f">{way}[{t}]<") == 2 for way in "xy" for t in range(4))
 
 
 @pytest.mark.parametrize("kind", [*snn.LAYERS, *rnn.LAYERS], ids=lambda kind: kind.__name__)
@@ -163,14 +203,95 @@ def test_a_diagram_shows_every_state_and_decay(kind: type[tt.Layer]) -> None:
 # ------------------------------------------------------------------ docstrings
 
 
-def arguments(function: Any) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name != "self"]
+# names whose docstring cites nothing, by the reason; every other one says its source
+UNSOURCED = {
+    "keeps, hands on or counts what others compute: this library's own bookkeeping": {
+        "tracetorch": "Constraint IncompatibleStates Layer Model ParameterCount Recording Row"
+        " Summary check_unroll load_checkpoint named_layers record save_checkpoint",
+        "tracetorch.backends": "READY chosen empty_cache select status use",
+        "tracetorch.engine": "Scan transformed",
+        "tracetorch.measures": "Count EnergyConstants Intervals Operations",
+        "tracetorch.rnn": "LAYERS",
+        "tracetorch.snn": "Firing LAYERS",
+        "tracetorch.snn.init": "Calibrated Calibration",
+    },
+    "a check of the contract, or a layer to try it on": {
+        "tracetorch.testing": "PROPERTIES StateSpace Trace check_layer compiling_is_exact"
+        " copies_keep_states detaching_cuts_the_graph dim_is_a_layout gradients_match_differences"
+        " masks_restart_samples misfits_are_refused precision_is_kept recording_is_of_the_steps"
+        " samples_are_independent states_follow_the_module states_round_trip step_equals_unroll"
+        " zeroing_restarts",
+    },
+    "shows values as they are": {
+        "tracetorch.plot": "activity animate distributions feature_maps heatmap network rates"
+        " traces training",
+    },
+    "its first sentence is its whole definition": {
+        "tracetorch.constraints": "identity",
+        "tracetorch.measures": "dead saturated",
+        "tracetorch.snn.decoders": "last_membrane",
+        "tracetorch.snn.quantizers": "Probabilistic nothing probabilistic",
+    },
+}
+CITES_NOTHING = {
+    f"{module}.{name}"
+    for modules in UNSOURCED.values()
+    for module, names in modules.items()
+    for name in names.split()
+}
+
+CONSTRUCTORS = ("__new__", "__init__", "__post_init__")
+# made by the library, never by hand
+MADE = {tt.Recording}
+
+
+def bodies(value: Any) -> list[ast.AST]:
+    """The source of a function, or of what makes an object of a class."""
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value)))).body
+    if not isinstance(found, ast.ClassDef):
+        return [found]
+    return [part for part in found.body if getattr(part, "name", None) in CONSTRUCTORS]
+
+
+def refuses(value: Any) -> bool:
+    """Whether it raises, or calls one of our checks of arguments."""
+    nodes = [node for body in bodies(value) for node in ast.walk(body)]
+    raised = [node.exc for node in nodes if isinstance(node, ast.Raise) and node.exc is not None]
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    return any("NotImplementedError" not in ast.unparse(error) for error in raised) or any(
+        re.match(r"_?check(ed)?(_|$)", call.id) for call in calls if isinstance(call, ast.Name)
+    )
 
 
 def unnamed(function: Any, doc: str) -> list[str]:
     """Arguments that a docstring does not name."""
-    names = (name for name in arguments(function) if name not in ("args", "kwargs"))
+    names = [
+        n for n in inspect.signature(function).parameters if n not in ("self", "args", "kwargs")
+    ]
     return [name for name in names if not re.search(rf"^    (``)?{name}\b|``{name}``", doc, re.M)]
+
+
+def shapeless(function: Any, doc: str) -> list[str]:
+    """Tensors among the arguments whose shape is not said where they are described."""
+    found = []
+    for name, argument in inspect.signature(function).parameters.items():
+        entry = re.search(rf"^    {name}: (.*(?:\n {{5,}}.*)*)", doc, re.M)
+        kinds = set(re.sub(r"torch\.", "", str(argument.annotation)).split(" | "))
+        is_tensor = {"Tensor"} <= kinds <= {"Tensor", "float", "None"}
+        if is_tensor and not re.search(r"\[|shape", entry[1] if entry else doc):
+            found.append(name)
+    return found
+
+
+def methods(name: public.Name) -> list[tuple[str, Any, str]]:
+    """Those of a class: what each is called, itself, and what is said of it here and above."""
+    found = []
+    for key, value in public.members(name):
+        if not isinstance(value, property):
+            lines = [vars(base).get(key) for base in name.value.__mro__]
+            said = "\n".join(inspect.getdoc(each) or "" for each in lines if each is not None)
+            found.append((key, value, said))
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.full)
@@ -184,15 +305,38 @@ def test_every_public_member_has_a_docstring(name: public.Name) -> None:
     assert [key for key, value in members if not inspect.getdoc(value)] == []
 
 
-FUNCTIONS = [name for name in NAMES if name.kind == "function" and name.value not in ONE_LINERS]
-
-
-@pytest.mark.parametrize("name", FUNCTIONS, ids=lambda name: name.full)
-def test_every_function_names_its_arguments_and_shows_an_example(name: public.Name) -> None:
+@pytest.mark.parametrize("name", CALLED, ids=lambda name: name.full)
+def test_every_function_and_class_names_its_arguments_and_shows_an_example(
+    name: public.Name,
+) -> None:
     doc = public.described(name)
-    assert unnamed(name.value, doc) == []
-    assert re.search(r"^Example:\n", doc, re.M)
-    assert ">>> " in doc
+    assert name.value in MADE or unnamed(name.value, doc) == []
+    assert shapeless(name.value, doc) == []
+    assert re.search(r"^Example:\n(.*\n)*? +>>> ", doc, re.M)
+
+
+@pytest.mark.parametrize("name", CALLED, ids=lambda name: name.full)
+def test_what_refuses_arguments_says_so(name: public.Name) -> None:
+    assert not refuses(name.value) or re.search(r"^Raises:\n", public.described(name), re.M)
+
+
+@pytest.mark.parametrize("name", CLASSES, ids=lambda name: name.full)
+def test_methods_name_their_arguments_and_errors(name: public.Name) -> None:
+    found = methods(name)
+    assert {key: lost for key, value, said in found if (lost := unnamed(value, said))} == {}
+    assert {key: lost for key, value, said in found if (lost := shapeless(value, said))} == {}
+    silent = [key for key, value, said in found if refuses(value) and "Raises:\n" not in said]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: name.full)
+def test_what_computes_says_its_source(name: public.Name) -> None:
+    cites = re.search(r"^Source: \S", public.described(name), re.M) is not None
+    assert cites is (name.full not in CITES_NOTHING and name.kind != "exception")
+
+
+def test_only_public_names_are_excused_from_a_source() -> None:
+    assert {name.full for name in NAMES} >= CITES_NOTHING
 
 
 # ------------------------------------------------------------------ the built site

@@ -1,4 +1,4 @@
-"""The diagram of every layer's page: how its input reaches its states, and they its output."""
+"""Diagrams: a layer's states on the way from input to output; a sequence whose time is folded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,52 @@ def diagram(kind: type[Any]) -> str:
     if back:
         drawn += _feedback(kind, boxes, end)
     height = _BELOW + HEIGHT + 10 if back else TOP + HEIGHT + 10
-    said = f"How the states of {kind.__name__} hang together"
+    return _svg(f"How the states of {kind.__name__} hang together", end + 40, height, drawn)
+
+
+def folded() -> str:
+    """Four timesteps as a loop, and all at once: two SVGs beside one another, or one below."""
+    across = [20 + 95 * t for t in range(4)]
+    middle = [x + 40 for x in across]
+    boxes = ((60, "Linear"), (150, "LIB"))
+    loop = [_rect(x, y, 80, name) for y, name in boxes for x in across] + _ways(middle)
+    loop += [_line(f"M{x + 82} 172 H{x + 93}") for x in across[:-1]]
+    wide = across[-1] + 80 - across[0]
+    once = [_rect(across[0], 60, wide, "Linear, once: [T·B, …]"), _rect(across[0], 150, wide, "")]
+    once += [_text(across[0] + wide / 2, 168, "LIB, one kernel: [T, B, …]")]
+    once += [_line(f"M{across[0] + 40} 182 H{across[-1] + 40}"), *_ways(middle)]
+    drawn = {"for x_t in x: net(x_t)": loop, "net.unroll(x)": once}
+    return f'<div class="pair">{"".join(map(_sequence, drawn, drawn.values()))}</div>'
+
+
+def _sequence(title: str, parts: list[str]) -> str:
+    said = f"Four timesteps through a linear layer and LIB: {title}"
+    return _svg(said, 405, 250, [_text(202, 18, title), *parts])
+
+
+def _svg(said: str, width: int, height: int, drawn: list[str]) -> str:
     return (
-        f'<svg class="diagram" role="img" aria-label="{said}" viewBox="0 0 {end + 40} {height}" '
-        f'style="max-width: {end + 40}px">' + _TIP + "".join(drawn) + "</svg>"
+        f'<svg class="diagram" role="img" aria-label="{escape(said)}" '
+        f'viewBox="0 0 {width} {height}" style="max-width: {width}px">'
+        f"{_TIP}{''.join(drawn)}</svg>"
     )
+
+
+def _ways(middle: list[int]) -> list[str]:
+    """The way of each timestep: into the upper box, to the lower, out of it."""
+    found = []
+    for t, x in enumerate(middle):
+        found.append(_text(x, 38, f"x[{t}]", small=True))
+        found.append(_line(f"M{x} 43 V58"))
+        found.append(_line(f"M{x} {60 + HEIGHT} V148"))
+        found.append(_line(f"M{x} {150 + HEIGHT} V218"))
+        found.append(_text(x, 236, f"y[{t}]", small=True))
+    return found
+
+
+def _rect(x: int, y: int, width: int, name: str) -> str:
+    found = f'<rect x="{x}" y="{y}" width="{width}" height="{HEIGHT}" rx="8"/>'
+    return found + _text(x + width / 2, y + HEIGHT / 2 + 5, name)
 
 
 def _boxes(kind: type[Any]) -> list[tuple[str, str]]:
@@ -70,8 +111,7 @@ def _feedback(kind: type[Any], boxes: list[tuple[str, str]], end: int) -> list[s
 
 
 def _box(x: int, y: int, name: str, decay: str) -> str:
-    found = f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="8"/>'
-    found += _text(x + WIDTH / 2, y + HEIGHT / 2 + 5, name)
+    found = _rect(x, y, WIDTH, name)
     if decay:
         left, right = x + WIDTH * 0.3, x + WIDTH * 0.7
         found += _line(f"M{right} {y} C{right} {y - 22} {left} {y - 22} {left} {y - 2}")

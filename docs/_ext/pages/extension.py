@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.display import status_iterator
 
-from pages import docstrings, figures, outside, public, stubs
+from pages import docstrings, figures, introduction, outside, public, stubs
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def write_reference(app: Sphinx) -> None:
     shown = status_iterator(kinds, "drawing layers... ", "purple", len(kinds), 0, _name)
     for kind in shown:
         figures.draw(kind, out / "figures" / f"{kind.__name__}.svg")
+    introduction.draw(out / "figures")
 
 
 def trim(app: Sphinx, doctree: nodes.document) -> None:

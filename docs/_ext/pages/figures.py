@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from tracetorch import plot
 
 STEPS = 100
+# on no ground, a figure stands on a light page as on a dark one
+LOOK = {"axes.facecolor": "none", "font.size": 9}
 # what the defaults would hide: the halves of a pair differ, and a layer hears itself
 _SHOWN = {"neg_beta": 0.7, "rec_weight": 0.5, "pos_rec_weight": 0.5, "neg_rec_weight": 0.5}
 
@@ -49,8 +51,8 @@ def layer(kind: type[Any]) -> tt.Layer:
 
 
 def draw(kind: type[Any], path: Path) -> None:
-    """Write the figure, on no ground: it stands on a light page as on a dark one."""
-    with rc_context({"axes.facecolor": "none", "svg.hashsalt": kind.__name__, "font.size": 9}):
+    """Write the figure."""
+    with rc_context({**LOOK, "svg.hashsalt": kind.__name__}):
         figure: Figure = Figure(figsize=(9, 6), facecolor="none", layout="constrained")
         plot.response(layer(kind), inputs(), figure=figure)
         rows = len(figure.axes) // 3

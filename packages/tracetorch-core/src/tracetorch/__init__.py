@@ -29,7 +29,8 @@ from tracetorch.recorder import record
 from tracetorch.recording import Recording
 from tracetorch.sequences.checking import check_unroll
 from tracetorch.sequences.recomputing import restored_states
-from tracetorch.summary import Summary
+from tracetorch.states import IncompatibleStates
+from tracetorch.summary import ParameterCount, Row, Summary
 from tracetorch.walk import named_layers
 
 if TYPE_CHECKING:
@@ -46,12 +47,15 @@ __all__ = [
     "CheckpointError",
     "Constraint",
     "FoldError",
+    "IncompatibleStates",
     "Layer",
     "LayerError",
     "Model",
+    "ParameterCount",
     "Random",
     "RecordError",
     "Recording",
+    "Row",
     "StateError",
     "StateFileError",
     "Summary",

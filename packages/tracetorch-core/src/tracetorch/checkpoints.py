@@ -97,6 +97,13 @@ def load_checkpoint(
         FileNotFoundError: there is no such file.
         CheckpointError: it is truncated, damaged, no checkpoint, or of another run: its objects,
             its values or the shape of its weights are others. Nothing has changed then.
+
+    Example:
+        >>> import pathlib, tempfile, tracetorch as tt
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "run.pt"
+        >>> tt.save_checkpoint(file, tt.testing.Trace(2), epoch=3)
+        >>> tt.load_checkpoint(file, tt.testing.Trace(2))
+        {'epoch': 3}
     """
     path = Path(path)
     saved = _read(path)

@@ -27,6 +27,9 @@ class Constraint:
 
     Both functions should be importable by name (no lambda), so that layers pickle.
 
+    Raises:
+        ValueError: ``low`` is not below ``high``.
+
     Example:
         >>> import torch, tracetorch as tt
         >>> positive = Constraint("exponential", torch.exp, torch.log, low=0.0)
@@ -61,7 +64,7 @@ class Constraint:
         return f"in ({_bound(self.low)}, {_bound(self.high)})"
 
     def admits(self, value: Tensor) -> bool:
-        """Whether every element lies in the open interval and has a finite raw value.
+        """Whether all of ``value``, of any shape, lies in the interval and has finite raw values.
 
         A tensor on the ``meta`` device has no values that could be asked, and is admitted.
         """
@@ -105,10 +108,22 @@ def _log_of_negative(value: Tensor) -> Tensor:
 
 
 sigmoid = Constraint("sigmoid", _sigmoid, _logit, 0.0, 1.0)
-"""The logistic curve 1/(1 + exp(-raw)), in (0, 1): decays."""
+"""The logistic curve 1/(1 + exp(-raw)), in (0, 1): decays.
+
+Source: the inverse is the logit of Berkson, Application of the logistic function to bio-assay,
+Journal of the American Statistical Association 39, 1944.
+"""
 softplus = Constraint("softplus", _softplus, _softplus_inverse, 0.0, math.inf)
-"""log(1 + exp(raw)), in (0, ∞): thresholds, slopes."""
+"""log(1 + exp(raw)), in (0, ∞): thresholds, slopes.
+
+Source: Dugas et al., Incorporating second-order functional knowledge for better option pricing,
+NIPS 2000.
+"""
 identity = Constraint("identity", _identity, _identity)
 """The raw value itself, any finite number: weights, scales."""
 negative_exp = Constraint("negative_exp", _negative_exp, _log_of_negative, -math.inf, 0.0)
-"""-exp(raw), in (-∞, 0): the decay rates of state spaces."""
+"""-exp(raw), in (-∞, 0): the decay rates of state spaces.
+
+Source: Gu et al., On the parameterization and initialization of diagonal state space models, arXiv
+2206.11893.
+"""

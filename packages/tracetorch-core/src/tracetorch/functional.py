@@ -52,6 +52,8 @@ def halflife_to_decay(halflife: Value) -> Value:
         0.5
         >>> round(halflife_to_decay(10.0) ** 10, 12)
         0.5
+
+    Source: the definition of a half-life, :math:`d^h = 1/2`.
     """
     _check("halflife", halflife, 0.0, math.inf, "in (0, ∞), in timesteps")
     decay: Value = 2.0 ** (-1.0 / halflife)  # pyright: ignore
@@ -71,6 +73,8 @@ def decay_to_halflife(decay: Value) -> Value:
     Example:
         >>> decay_to_halflife(0.5)
         1.0
+
+    Source: the definition of a half-life, :math:`d^h = 1/2`.
     """
     return -1.0 / _log2(_checked_decay(decay))
 
@@ -87,6 +91,9 @@ def timesteps_to_decay(timesteps: Value) -> Value:
     Example:
         >>> timesteps_to_decay(10.0)
         0.9
+
+    Source: Euler's step of :math:`\tau \dot u = -u`; Gerstner et al., Neuronal Dynamics, Cambridge
+    2014, section 1.3.
     """
     _check("timesteps", timesteps, 1.0, math.inf, "in (1, ∞)")
     decay: Value = 1.0 - 1.0 / timesteps
@@ -106,6 +113,9 @@ def decay_to_timesteps(decay: Value) -> Value:
     Example:
         >>> decay_to_timesteps(0.75)
         4.0
+
+    Source: Euler's step of :math:`\tau \dot u = -u`; Gerstner et al., Neuronal Dynamics, Cambridge
+    2014, section 1.3.
     """
     return 1.0 / (1.0 - _checked_decay(decay))
 
@@ -165,6 +175,8 @@ def max_halflife_to_hippo_scale(halflife: float) -> float:
     Example:
         >>> round(max_halflife_to_hippo_scale(10.0), 6)
         0.069315
+
+    Source: the slowest decay's half-life, :math:`(e^{-scale})^h = 1/2`.
     """
     _check("halflife", halflife, 0.0, math.inf, "in (0, ∞), in timesteps")
     return math.log(2.0) / halflife

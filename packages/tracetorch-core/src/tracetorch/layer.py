@@ -109,8 +109,8 @@ class Layer(Stateful):
 
         Args:
             name: attribute of ``p`` in :meth:`step` and of the layer, readable and assignable.
-            value: the initial effective value: a number, or a floating-point tensor whose own
-                rank wins over ``rank``.
+            value: the initial effective value: a number, or a floating-point tensor, ``[]`` or
+                ``[num_neurons]``, whose own rank wins over ``rank``.
             rank: 0 = one scalar for the layer, 1 = one value per neuron.
             learn: True stores an ``nn.Parameter``, False a buffer.
             constraint: map from raw to effective value, with its inverse.

@@ -275,7 +275,16 @@ class Stateful(nn.Module):
         self.tt.states = zeroed(self, mask)
 
     def select_states(self, index: Tensor) -> None:
-        """Other samples of the batch in its place; see ``tt.Model.select_states``."""
+        """Other samples of the batch in its place; see ``tt.Model.select_states``.
+
+        Args:
+            index: integers ``[B']`` into dimension 0 of a timestep's batch, or a boolean mask
+                ``[B]`` of the samples to keep.
+
+        Raises:
+            TypeError: ``index`` is neither.
+            ValueError: it does not fit a state's batch, or a state has none; nothing has changed.
+        """
         self.tt.states = selected(self, index)
 
     def detach_states(self) -> None:

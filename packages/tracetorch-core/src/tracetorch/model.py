@@ -174,7 +174,7 @@ class Model(Boundary):
 
     @located
     def save_states(self, path: str | os.PathLike[str]) -> None:
-        """Write the states to a ``.safetensors`` or ``.pt`` file, replacing it atomically.
+        """Write the states to the file ``path``, ``.safetensors`` or ``.pt``, atomically.
 
         Raises:
             ValueError: another suffix.
@@ -310,6 +310,10 @@ class Model(Boundary):
                 torch are in the table too, with shapes, rates, silent neurons, synaptic operations,
                 and whether it runs folded and fused; if not, why.
             lengths: integers ``[B]`` in 0…T: what comes after a sample's own length is not counted.
+
+        Raises:
+            TypeError: ``x`` is no tensor, or ``lengths`` holds no integers.
+            ValueError: ``x`` has no timestep, or ``lengths`` is out of range.
         """
         return plain(self) if x is None else looked_at(self, x, lengths)
 

@@ -61,7 +61,7 @@ def record(
 
     Example:
         >>> import torch, tracetorch as tt
-        >>> layer = tt.testing.Trace(1)
+        >>> layer = tt.testing.Trace(1, beta=0.5)
         >>> with tt.record(layer, "mem") as rec:
         ...     y = layer.unroll(torch.ones(2, 1, 1))
         ...     y = layer(torch.ones(1, 1))

@@ -159,6 +159,18 @@ class Recording(Mapping[str, Tensor]):
 
     What of a sample comes after its end (``lengths``) is zero. A name is there once its layer has
     been called. Made by :func:`record`; it lasts after the block.
+
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> layer = tt.testing.Trace(2)
+        >>> with tt.record(layer, "mem", "out") as rec:
+        ...     y = layer.unroll(torch.ones(4, 3, 2))
+        >>> rec
+        Recording(192 bytes)
+          mem: [4, 3, 2] float32, 96 bytes
+          out: [4, 3, 2] float32, 96 bytes
+        >>> torch.equal(rec["out"], y)
+        True
     """
 
     def __init__(self, store: Store) -> None:
@@ -199,14 +211,19 @@ class Recording(Mapping[str, Tensor]):
         return self._common(self.lengths_of)
 
     def mask_of(self, name: str) -> Tensor | None:
-        """Which timesteps of this name are a sample's own ``[T, B]``; None: all of them."""
+        """Which timesteps of ``name`` are a sample's own, booleans ``[T, B]``; None: all of them.
+
+        Raises:
+            KeyError: it is not recorded, or has not been computed yet.
+        """
         self[name]
         return self._tracks[name].mask()
 
     def lengths_of(self, name: str) -> Tensor | None:
-        """How many timesteps of this name each sample has ``[B]``; None: all have them all.
+        """How many timesteps of ``name`` each sample has ``[B]``; None: all have them all.
 
         Raises:
+            KeyError: it is not recorded, or has not been computed yet.
             RecordError: a sample went on after it had ended, in another call.
         """
         mask = self.mask_of(name)
@@ -243,7 +260,7 @@ class Recording(Mapping[str, Tensor]):
         return {name: _array(tensor) for name, tensor in self.items()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a ``.npz`` or ``.safetensors`` file, replacing it atomically.
+        """Write it to the file ``path``, ``.npz`` or ``.safetensors``, replacing it atomically.
 
         A mask, if there is one, is in it as ``mask``, or as ``<name>.mask`` where they differ.
 

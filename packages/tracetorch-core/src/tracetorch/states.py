@@ -85,6 +85,12 @@ class IncompatibleStates(NamedTuple):
     Attributes:
         missing: states that were not given; they stay as they are.
         unexpected: names that were given, of no state; they are left out.
+
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> layer = tt.testing.Trace(2)
+        >>> layer.set_states({"membrane": torch.zeros(1, 2)}, strict=False)
+        IncompatibleStates(missing=['mem'], unexpected=['membrane'])
     """
 
     missing: list[str]

@@ -30,6 +30,10 @@ class ParameterCount(NamedTuple):
         total: all of them, those of layers in containers and plain objects included.
         in_layers: those inside tt layers.
         learnable: those of the total that require a gradient.
+
+    Example:
+        >>> count(nn.Linear(2, 3))
+        ParameterCount(total=9, in_layers=0, learnable=9)
     """
 
     total: int
@@ -70,6 +74,11 @@ class Row(NamedTuple):
         operations: synaptic operations over the whole batch.
         path: ``"fused"`` or ``"stepped"``, of a tt layer.
         why: why it is stepped.
+
+    Example:
+        >>> row = Row("lif", "LIB", "LIB(4)", 8, rate=0.25)
+        >>> row.rate, row.silent
+        (0.25, None)
     """
 
     name: str
@@ -99,6 +108,20 @@ class Summary:
         operations: over the whole batch, where a sequence was given.
         unfolded: why all timesteps do not run at once; empty where they do, None without a
             sequence.
+
+    Example:
+        >>> import torch, tracetorch as tt
+        >>> class Net(tt.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inward, self.leak = nn.Linear(2, 3), tt.testing.Trace(3)
+        ...     def forward(self, x):
+        ...         return self.leak(self.inward(x))
+        >>> summary = Net().summary(torch.rand(5, 4, 2))
+        >>> [(row.name, row.kind, row.output, row.parameters) for row in summary.rows]
+        [('inward', 'Linear', (4, 3), 9), ('leak', 'Trace', (4, 3), 3)]
+        >>> summary.parameters
+        ParameterCount(total=12, in_layers=3, learnable=12)
     """
 
     rows: tuple[Row, ...]

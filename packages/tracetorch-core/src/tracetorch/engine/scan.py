@@ -50,6 +50,16 @@ class Scan:
 
     Raises:
         ValueError: an axis is none of these.
+
+    Example:
+        >>> import torch
+        >>> def lane(h, x, a):
+        ...     h = a * h + x
+        ...     return h, h
+        >>> scan = Scan("sum of traces", lane, {"x": "d", "a": "dn"})
+        >>> h, y = scan.step(torch.ones(1, 2, 3), torch.ones(1, 2), torch.full((2, 3), 0.5))
+        >>> h.shape, y
+        (torch.Size([1, 2, 3]), tensor([[4.5000, 4.5000]]))
     """
 
     name: str
@@ -116,6 +126,12 @@ class Scan:
     ) -> str:
         """The source of its kernel, without the headers.
 
+        Args:
+            owner: whose recurrence it is, for errors.
+            real: the type that is computed in, float32 or float64.
+            backward: the kernel of the backward pass instead of the forward.
+            backend: ``"cpp"`` or ``"triton"``.
+
         Raises:
             ValueError: there is no such backend.
             BackendError: there is no kernel; the message says why.
@@ -130,7 +146,7 @@ class Scan:
 
     @functools.cache  # noqa: B019 - scans live as long as the process
     def traced(self, real: torch.dtype) -> Traced:
-        """The lane's graphs.
+        """The lane's graphs in the type ``real``, float32 or float64.
 
         Raises:
             Refused: there is no kernel for the lane's function or the type.
@@ -143,7 +159,7 @@ class Scan:
         return traced
 
     def kernel(self, real: torch.dtype, backward: bool) -> ScanKernel:
-        """One direction; the same for the same arguments."""
+        """What one direction computes, ``backward`` or forward, in the type ``real``."""
         return _kernel(self, real, backward)
 
 

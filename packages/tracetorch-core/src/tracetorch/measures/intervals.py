@@ -19,6 +19,11 @@ class Intervals(NamedTuple):
     Attributes:
         durations: ``[K]``, how long each is.
         trains: integers ``[K]``, whose it is: a place in the flattened ``[B, …]``.
+
+    Example:
+        >>> found = interspike_intervals(torch.tensor([1.0, 0.0, 1.0, 1.0]).view(4, 1, 1))
+        >>> found.durations.tolist(), found.trains.tolist()
+        ([2.0, 1.0], [0, 0])
     """
 
     durations: Tensor
@@ -69,6 +74,8 @@ def interspike_intervals(
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
         >>> interspike_intervals(spikes)
         Intervals(durations=tensor([1., 2., 2.]), trains=tensor([0, 0, 1]))
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.3.
     """
     dt = checked_positive("interspike_intervals", "dt", dt)
     given = Spikes("interspike_intervals", spikes, lengths)
@@ -98,6 +105,8 @@ def interval_mean(spikes: Tensor, *, dt: float = 1.0, lengths: Tensor | None = N
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]]])
         >>> interval_mean(spikes)
         tensor([[1.5000,    nan]])
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.3.
     """
     dt = checked_positive("interval_mean", "dt", dt)
     given = Spikes("interval_mean", spikes, lengths)

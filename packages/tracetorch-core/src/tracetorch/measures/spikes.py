@@ -42,6 +42,8 @@ def spike_counts(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         tensor([[1, 2]])
         >>> spike_counts({"lif.out": spikes}, lengths=torch.tensor([1]))
         {'lif.out': tensor([[0, 1]])}
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.2 (spike count).
     """
     return counted(Spikes("spike_counts", spikes, lengths).fired)
 
@@ -74,6 +76,8 @@ def firing_rate(
         tensor([[0.5000, 1.0000]])
         >>> firing_rate(spikes, over="all", dt=0.001)
         tensor(750.)
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.2 (spike count over time).
     """
     if over not in ("time", "batch", "all"):
         raise ValueError(f"firing_rate: over must be 'time', 'batch' or 'all', got {over!r}")
@@ -191,6 +195,8 @@ def first_spike_latency(
         >>> spikes = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
         >>> first_spike_latency(spikes)
         tensor([[1., inf]])
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.6 (time to first spike).
     """
     dt = checked_positive("first_spike_latency", "dt", dt)
     silent = checked_number("first_spike_latency", "silent", silent, "a number", lambda v: True)

@@ -63,6 +63,9 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
         >>> y.sum().backward()
         >>> x.grad
         tensor([[1.]])
+
+    Source: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174, for the
+    recomputation.
     """
 
     def contexts() -> Contexts:

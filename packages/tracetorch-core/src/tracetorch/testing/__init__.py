@@ -54,7 +54,22 @@ __all__ = [
 
 
 class Trace(Layer):
-    """A leaky trace of the input: one state, one parameter."""
+    """A leaky trace of the input: one state, one parameter.
+
+    Args:
+        num_neurons: size of the input along ``dim``, at least 1.
+        beta: the decay, in (0, 1); a number, or a tensor ``[]`` or ``[num_neurons]``.
+        dim: which dimension of a timestep's input holds the neurons.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> layer = Trace(1, beta=0.5)
+        >>> [layer(torch.ones(1, 1)).item() for _ in range(3)]
+        [1.0, 1.5, 1.75]
+    """
 
     def __init__(self, num_neurons: int, beta: float | Tensor = 0.8, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
@@ -70,6 +85,28 @@ class AdaptiveLIF(Layer):
     """A spiking neuron whose threshold rises with each spike: two states, three parameters.
 
     The gradient of the spike is that of a sigmoid.
+
+    Args:
+        num_neurons: size of the input along ``dim``, at least 1.
+        beta: decay of the membrane, in (0, 1); like ``jump`` a number, or a tensor ``[]`` or
+            ``[num_neurons]``.
+        rho: decay of what the threshold is raised by, in (0, 1): a number, or a tensor ``[]``.
+        jump: what a spike raises it by, positive: a number or a tensor ``[num_neurons]``.
+        dim: which dimension of a timestep's input holds the neurons.
+        beta_rank: 0 = one scalar for the layer, 1 = one value per neuron.
+        learn_jump: True = ``nn.Parameter``, False = buffer.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> layer = AdaptiveLIF(1, jump=2.0)
+        >>> [layer(torch.full((1, 1), 1.2)).item() for _ in range(4)]
+        [1.0, 0.0, 0.0, 1.0]
+
+    Source: Bellec et al., Long short-term memory and learning-to-learn in networks of spiking
+    neurons, NeurIPS 2018, arXiv 1803.09574.
     """
 
     def __init__(
@@ -98,7 +135,23 @@ class AdaptiveLIF(Layer):
 
 
 class StateSpace(Layer):
-    """Per neuron ``order`` traces, mixed into ``out_size`` outputs: a state of shape ``[N, S]``."""
+    """Per neuron ``order`` traces, mixed into ``out_size`` outputs: a state of shape ``[N, S]``.
+
+    Args:
+        num_neurons: N, size of the input along ``dim``, at least 1.
+        out_size: size of the output along ``dim``, at least 1.
+        order: S, traces per neuron, at least 1.
+        dim: which dimension of a timestep's input holds the neurons.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> layer = StateSpace(4, out_size=2, order=3)
+        >>> layer(torch.ones(5, 4)).shape, layer.h.shape
+        (torch.Size([5, 2]), torch.Size([5, 4, 3]))
+    """
 
     def __init__(self, num_neurons: int, out_size: int = 2, order: int = 3, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)

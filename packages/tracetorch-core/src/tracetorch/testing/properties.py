@@ -22,6 +22,24 @@ from tracetorch.testing import comparing
 Make = Callable[[], Layer]
 Property = Callable[[Make, Tensor], None]
 
+# what the docstring of every property goes on with
+_SAID = """
+
+    Args:
+        make: returns a new layer, as for :func:`check_layer`.
+        x: a float64 sample sequence ``[T, …]`` of at least 4 timesteps.
+
+    Raises:
+        AssertionError: the property does not hold; the message says what differs.
+        TypeError: ``x`` is no float64 tensor, or ``make`` returns no layer.
+        ValueError: ``x`` is too short.
+
+    Example:
+        >>> import torch
+        >>> from tracetorch import testing
+        >>> testing.{name}(lambda: testing.Trace(3), torch.randn(5, 2, 3).double())
+    """
+
 
 def check_layer(
     make: Make,
@@ -85,6 +103,7 @@ def _property(check: Property) -> Property:
         except Exception as error:
             raise AssertionError(f"{broken}: raised {type(error).__name__}: {error}") from error
 
+    checked.__doc__ = f"{check.__doc__}{_SAID.format(name=check.__name__)}"
     return checked
 
 

@@ -50,6 +50,8 @@ def raster(
         >>> ax = raster(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
         >>> [marks.get_offsets().tolist() for marks in ax.collections]
         [[[0.0, 1.0]], [[1.0, 0.0]]]
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, chapter 7.
     """
     values = series("spikes", spikes, name=name, sample=sample, kinds=("out",))
     ax = style.axes(ax)

@@ -83,6 +83,9 @@ def response(
         ['input', 'mem', 'output']
         >>> figure.axes[1].lines[0].get_ydata()[:4].round(3).tolist()
         [0.0, 1.0, 0.5, 0.25]
+
+    Source: Oppenheim and Willsky, Signals and Systems, Prentice Hall 1997 (impulse and step
+    response).
     """
     if not isinstance(layer, tt.Layer):
         raise TypeError(f"layer must be a tt.Layer, got {type(layer).__name__}")
@@ -209,6 +212,8 @@ def phase(
         >>> ax = phase(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [1.0], [0.0]]))
         >>> [piece.tolist() for piece in ax.collections[0].get_segments()]
         [[[0.0, 0.0], [1.0, 1.0]], [[1.0, 1.0], [2.0, 0.0]]]
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, chapter 4 (phase plane).
     """
     across, up, labels = _two(horizontal, vertical, names, sample)
     checked_index("neuron", neuron, across.shape[1])

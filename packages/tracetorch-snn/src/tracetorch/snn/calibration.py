@@ -33,6 +33,11 @@ class Calibrated(NamedTuple):
         ok: whether the rate lies in the band, or there is none to lie in it.
         why: what could not be done, or was not needed; empty where it was done.
         weights: qualified names of the parameters that were multiplied.
+
+    Example:
+        >>> row = Calibrated("lif", 0.0, 0.12, 4.0, True, "", ("linear.weight",))
+        >>> row.ok, row.factor
+        (True, 4.0)
     """
 
     layer: str
@@ -52,6 +57,13 @@ class Calibration:
         rows: one for each layer, in order of execution.
         band: the rate that was asked for.
         passes: how many sequences were run.
+
+    Example:
+        >>> row = Calibrated("lif", 0.0, 0.12, 4.0, True, "", ("linear.weight",))
+        >>> print(Calibration((row,), band=(0.05, 0.2), passes=6))
+        layer  before  after   factor  ok
+        lif    0.0000  0.1200  4       yes
+        band 0.05…0.2, 6 passes
     """
 
     rows: tuple[Calibrated, ...]

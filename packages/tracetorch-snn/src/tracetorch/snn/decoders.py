@@ -34,6 +34,8 @@ def count(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         >>> spikes = torch.tensor([[[1.0]], [[0.0]], [[1.0]]])
         >>> count(spikes).item(), count(spikes, lengths=torch.tensor([2])).item()
         (2.0, 1.0)
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.2 (spike count).
     """
     check_sequence("spikes", spikes)
     return masked(spikes, checked_lengths(lengths, spikes)).sum(0)
@@ -57,6 +59,8 @@ def mean(x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         >>> spikes = torch.tensor([[[1.0]], [[0.0]], [[1.0]], [[0.0]]])
         >>> mean(spikes).item(), mean(spikes, lengths=torch.tensor([1])).item()
         (0.5, 1.0)
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.2 (spike count over time).
     """
     check_sequence("x", x)
     lengths = checked_lengths(lengths, x)
@@ -83,6 +87,8 @@ def first_spike(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         >>> spikes = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
         >>> first_spike(spikes).tolist()
         [[1, 3]]
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 7.6 (time to first spike).
     """
     check_sequence("spikes", spikes)
     lengths = checked_lengths(lengths, spikes)
@@ -140,6 +146,9 @@ def step_forward(spikes: Tensor, threshold: float, start: float | Tensor = 0.0) 
         >>> spikes = torch.tensor([0.0, 1.0, 1.0, -1.0])[:, None]
         >>> step_forward(spikes, 0.5, start=2.0).flatten().tolist()
         [2.0, 2.5, 3.0, 2.5]
+
+    Source: Petro, Kasabov and Kiss, Selection and optimization of temporal spike encoding methods
+    for spiking neural networks, IEEE TNNLS 31, 2020 (step-forward decoding).
     """
     check_sequence("spikes", spikes)
     check_positive("threshold", threshold)

@@ -84,10 +84,18 @@ _TERNARY = (
 )
 
 BINARY = Firing("B", ("threshold",), _binary, ("s = q(f(mem − θ))", "mem ← mem − s·θ", "out = s"))
-"""Spikes 0 and 1, above one threshold."""
+"""Spikes 0 and 1, above one threshold, which a spike takes off the membrane.
+
+Source: Rueckauer et al., Conversion of continuous-valued deep networks to efficient event-driven
+networks for image classification, Frontiers in Neuroscience 11, 2017 (reset by subtraction).
+"""
 
 TERNARY = Firing("T", ("pos_threshold", "neg_threshold"), _ternary, (*_TERNARY, "out = s⁺ − s⁻"))
-"""Spikes -1, 0 and 1, beyond a threshold on either side."""
+"""Spikes -1, 0 and 1, beyond a threshold on either side.
+
+Source: Guo et al., Ternary Spike: learning ternary spikes for spiking neural networks, AAAI 2024,
+arXiv 2312.06372.
+"""
 
 SCALED = Firing(
     "TS",
@@ -95,4 +103,8 @@ SCALED = Firing(
     _scaled,
     (*_TERNARY, "out = a⁺·s⁺ − a⁻·s⁻"),
 )
-"""Ternary spikes, each sign times a scale that is learned."""
+"""Ternary spikes, each sign times a scale that is learned.
+
+Source: Guo et al., Ternary Spike, AAAI 2024, arXiv 2312.06372 (trainable factor; theirs is one for
+both signs).
+"""

@@ -42,12 +42,24 @@ class LeakyIntegrator(Layer):
         average: weigh the membrane's inflow with 1 − beta (exponential moving average).
         firing: how the membrane fires; None emits the membrane itself.
 
+    Args:
+        num_neurons: size of the input along ``dim``, at least 1.
+        dim: which dimension of a timestep's input holds the neurons.
+
+    A subclass also takes the parameters of what it combines; its own docstring lists them.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or unknown.
+        ValueError: a value lies outside its range, or a tensor has the wrong shape.
+
     Example:
         >>> from tracetorch.snn.firing import BINARY
         >>> class MySLIB(LeakyIntegrator, synapse=True, firing=BINARY):
         ...     "A synaptic LIF of one's own."
         >>> MySLIB(4)
         MySLIB(4, alpha=0.5, beta=0.9, threshold=1, dim=-1)
+
+    Source: Gerstner et al., Neuronal Dynamics, Cambridge 2014, section 1.3.
     """
 
     polarity: ClassVar[Polarity] = SINGLE

@@ -270,6 +270,9 @@ def latency(spikes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         >>> latency(spikes).sum().backward()
         >>> spikes.grad[:, 0, 0].tolist()                               # of the silent one
         [-3.0, -2.0, -1.0]
+
+    Source: the mean waiting time is the sum of the survivor function; Gerstner et al., Neuronal
+    Dynamics, Cambridge 2014, section 7.5.
     """
     check_sequence("spikes", spikes)
     lengths = checked_lengths(lengths, spikes)

@@ -41,6 +41,9 @@ def carrying(emitted: Tensor, probability: Tensor) -> Tensor:
         >>> p = torch.tensor(0.3, requires_grad=True)
         >>> carrying(torch.tensor(1.0), 2 * p).backward(); p.grad
         tensor(2.)
+
+    Source: Bengio, Léonard and Courville, Estimating or propagating gradients through stochastic
+    neurons for conditional computation, arXiv 1308.3432 (straight-through estimator).
     """
     if transformed():  # forward mode and batching go through operations
         return emitted + (probability - probability.detach())
@@ -80,6 +83,9 @@ def straight_through(emitted: Tensor, probability: Tensor) -> Tensor:
         >>> y = straight_through(torch.tensor(1.0), p)
         >>> y.backward(); (y.item(), p.grad.item())
         (1.0, 1.0)
+
+    Source: Bengio, Léonard and Courville, Estimating or propagating gradients through stochastic
+    neurons for conditional computation, arXiv 1308.3432 (straight-through estimator).
     """
     return carrying(emitted + nothing(probability.detach()), probability)
 
@@ -95,10 +101,13 @@ class Round(_Quantizer):
     Example:
         >>> Round()(torch.tensor([0.5, 0.6]))
         tensor([0., 1.])
+
+    Source: Bengio, Léonard and Courville, Estimating or propagating gradients through stochastic
+    neurons for conditional computation, arXiv 1308.3432 (straight-through estimator).
     """
 
     def forward(self, probability: Tensor) -> Tensor:
-        """Probability → 0 or 1."""
+        """Firing ``probability`` → 0 or 1, of any shape."""
         return straight_through((probability > 0.5).to(probability.dtype), probability)
 
 
@@ -108,6 +117,9 @@ class Bernoulli(_Quantizer):
     Example:
         >>> Bernoulli()(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
+
+    Source: Bengio, Léonard and Courville, Estimating or propagating gradients through stochastic
+    neurons for conditional computation, arXiv 1308.3432 (stochastic binary neuron).
     """
 
     def __init__(self) -> None:
@@ -115,7 +127,7 @@ class Bernoulli(_Quantizer):
         self.uniform = Random()
 
     def forward(self, probability: Tensor) -> Tensor:
-        """Probability → 0 or 1."""
+        """Firing ``probability`` → 0 or 1, of any shape."""
         draw = self.uniform(probability) < probability
         return straight_through(draw.to(probability.dtype), probability)
 
@@ -129,7 +141,7 @@ class Probabilistic(_Quantizer):
     """
 
     def forward(self, probability: Tensor) -> Tensor:
-        """Probability, as it is."""
+        """Firing ``probability``, of any shape, as it is."""
         return probability
 
 
@@ -140,6 +152,9 @@ def round() -> Round:  # noqa: A001
         >>> import torch
         >>> round()(torch.tensor([0.2, 0.5, 0.7]))
         tensor([0., 0., 1.])
+
+    Source: Bengio, Léonard and Courville, Estimating or propagating gradients through stochastic
+    neurons for conditional computation, arXiv 1308.3432 (straight-through estimator).
     """
     return Round()
 
@@ -155,6 +170,9 @@ def bernoulli() -> Bernoulli:
         >>> import torch
         >>> bernoulli()(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
+
+    Source: Bengio, Léonard and Courville, Estimating or propagating gradients through stochastic
+    neurons for conditional computation, arXiv 1308.3432 (stochastic binary neuron).
     """
     return Bernoulli()
 

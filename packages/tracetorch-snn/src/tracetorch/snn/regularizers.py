@@ -51,6 +51,7 @@ def lower_rate(
         ValueError: an argument has the wrong shape or is out of range.
 
     Example:
+        >>> import torch
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])         # rates 0.5 and 0
         >>> lower_rate(spikes, 0.5).item()
         0.125
@@ -86,6 +87,7 @@ def upper_rate(
         ValueError: an argument has the wrong shape or is out of range.
 
     Example:
+        >>> import torch
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])         # rates 1 and 0
         >>> upper_rate(spikes, 0.5).item(), upper_rate(spikes, 0.5, population=True).item()
         (0.125, 0.0)
@@ -110,7 +112,7 @@ def synaptic_operations(
     Args:
         spikes: ``[T, B, …]`` of one layer.
         fan_out: synapses that a spike reaches: a positive number for all neurons (the columns'
-            height of a ``Linear``), or a tensor that broadcasts to one timestep of one sample.
+            height of a ``Linear``), or a tensor that broadcasts to a sample's timestep, ``[…]``.
         lengths: integers ``[B]`` in 0…T: only timesteps before them count; None for all.
         reduction: ``"mean"`` over samples, ``"sum"``, or ``"none"`` for ``[B]``.
 
@@ -119,6 +121,7 @@ def synaptic_operations(
         ValueError: an argument has the wrong shape or is out of range.
 
     Example:
+        >>> import torch
         >>> spikes = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]])
         >>> synaptic_operations(spikes, torch.tensor([10.0, 1.0])).item()
         12.0
@@ -173,6 +176,7 @@ def membrane_band(
         ValueError: an argument has the wrong shape or is out of range.
 
     Example:
+        >>> import torch
         >>> membranes = torch.tensor([[[0.5, 3.0]], [[-1.0, 1.0]]])
         >>> membrane_band(membranes, 0.0, 1.0).item()                   # (0 + 4 + 1 + 0) / 4
         1.25

@@ -68,7 +68,7 @@ class Surrogate(nn.Module):
 
     Args:
         name: of the curve.
-        slope: steepness at the threshold, positive (``superspike``: above 2).
+        slope: how steep it is, positive (``superspike``: above 2).
         learn_slope: make the slope an ``nn.Parameter`` (stored as ``raw_slope``, softplus).
 
     Raises:
@@ -79,6 +79,9 @@ class Surrogate(nn.Module):
         >>> import torch
         >>> Surrogate("sigmoid", 4.0)(torch.zeros(2))
         tensor([0.5000, 0.5000])
+
+    Source: Neftci, Mostafa and Zenke, Surrogate gradient learning in spiking neural networks, IEEE
+    Signal Processing Magazine 36, 2019, arXiv 1901.09948.
     """
 
     def __init__(self, name: str, slope: float, learn_slope: bool = False) -> None:
@@ -110,7 +113,7 @@ class Surrogate(nn.Module):
         return constraints.softplus.forward(self.raw_slope.to(dtype)) + self._floor
 
     def forward(self, u: Tensor) -> Tensor:
-        """Distance from the threshold (membrane − threshold) → firing probability in [0, 1]."""
+        """Distance ``u`` from the threshold, membrane − threshold → probability in [0, 1]."""
         curve, slope = _CURVES[self.name], self._slope_in(u.dtype)
         probability = curve.probability(slope * u)
         return 0.5 + (probability - 0.5) * 2 / slope if curve.unit_peak else probability
@@ -126,7 +129,7 @@ def sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
     r"""The logistic curve :math:`\sigma(ku)`.
 
     Args:
-        slope: k, steepness at the threshold, positive.
+        slope: k, positive; at the threshold the derivative is k/4.
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
@@ -140,6 +143,9 @@ def sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
         >>> import torch
         >>> sigmoid(4.0)(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([0.0180, 0.5000, 0.9820])
+
+    Source: Zenke and Vogels, The remarkable robustness of surrogate gradient learning for
+    instilling complex function in spiking neural networks, Neural Computation 33, 2021.
     """
     return Surrogate("sigmoid", slope, learn_slope)
 
@@ -148,7 +154,7 @@ def atan(slope: float = 2.0, learn_slope: bool = False) -> Surrogate:
     r"""The arctangent curve :math:`1/2 + \arctan(\pi k u/2)/\pi`, derivative k/2/(1 + (πku/2)²).
 
     Args:
-        slope: k, steepness at the threshold, positive.
+        slope: k, positive; at the threshold the derivative is k/2.
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
@@ -172,7 +178,7 @@ def fast_sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
     r"""The rational curve :math:`1/2 + ku/(2 + 2|ku|)`, derivative k/2/(1 + k|u|)².
 
     Args:
-        slope: k, steepness at the threshold, positive.
+        slope: k, positive; at the threshold the derivative is k/2.
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
@@ -186,6 +192,9 @@ def fast_sigmoid(slope: float = 4.0, learn_slope: bool = False) -> Surrogate:
         >>> import torch
         >>> fast_sigmoid(4.0)(torch.tensor([0.0, 1.0]))
         tensor([0.5000, 0.9000])
+
+    Source: Zenke and Ganguli, SuperSpike, Neural Computation 30, 2018, arXiv 1705.11146; the
+    derivative is theirs times k/2.
     """
     return Surrogate("fast_sigmoid", slope, learn_slope)
 
@@ -194,7 +203,7 @@ def triangle(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
     r"""A piecewise quadratic whose derivative is the triangle k·max(0, 1 − k|u|).
 
     Args:
-        slope: k, steepness at the threshold, positive.
+        slope: k, positive; at the threshold the derivative is k.
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
@@ -218,7 +227,7 @@ def gaussian(slope: float = 2.0, learn_slope: bool = False) -> Surrogate:
     r"""The normal distribution function Φ(ku); its derivative is a bell of width 1/k.
 
     Args:
-        slope: k, steepness at the threshold, positive.
+        slope: k, positive; at the threshold the derivative is k/√(2π).
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
@@ -242,7 +251,7 @@ def boxcar(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
     r"""The ramp clamp(ku + 1/2, 0, 1): a straight-through gradient k where |ku| ≤ 1/2.
 
     Args:
-        slope: k, steepness at the threshold, positive.
+        slope: k, positive; at the threshold the derivative is k.
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
@@ -256,6 +265,9 @@ def boxcar(slope: float = 1.0, learn_slope: bool = False) -> Surrogate:
         >>> import torch
         >>> boxcar(1.0)(torch.tensor([-1.0, 0.0, 0.25]))
         tensor([0.0000, 0.5000, 0.7500])
+
+    Source: Wu, Deng, Li, Zhu and Shi, Spatio-temporal backpropagation for training high-performance
+    spiking neural networks, Frontiers in Neuroscience 12, 2018, arXiv 1706.02609 (rectangle).
     """
     return Surrogate("boxcar", slope, learn_slope)
 
@@ -264,7 +276,7 @@ def superspike(slope: float = 10.0, learn_slope: bool = False) -> Surrogate:
     r"""SuperSpike, derivative 1/(1 + k|u|)² with its peak at 1 for every slope above 2.
 
     Args:
-        slope: k, steepness at the threshold, above 2.
+        slope: k, above 2; at the threshold the derivative is 1.
         learn_slope: make it an ``nn.Parameter``.
 
     Returns:
