@@ -18,7 +18,7 @@ class Adaptation:
     Args:
         decay: ρ, in (0, 1), of what is raised, per timestep; a number or a tensor
             ``[num_neurons]``.
-        jump: above 0, what a spike raises; likewise.
+        jump: above 0, what a spike raises it by; a number or a tensor ``[num_neurons]``.
         rank: 0 = one scalar for the layer, 1 = one value per neuron.
         learn: True = ``nn.Parameter``, False = buffer.
 

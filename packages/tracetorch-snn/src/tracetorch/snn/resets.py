@@ -23,6 +23,8 @@ class Reset:
             has come. Until then the state ``due`` holds it.
         detach: no gradient goes through it.
 
+    Source: one tensor, made where a neuron fires, acts on its membrane: mem ← apply(mem, due).
+
     Example:
         >>> from tracetorch import snn
         >>> snn.LIB(2, reset=snn.resets.to(0.0, detach=True))
@@ -33,7 +35,11 @@ class Reset:
     detach: bool
 
     def due(self, fired: Fired) -> Tensor:
-        """What a timestep leaves to be done, neurons last."""
+        """What a timestep leaves to be done, ``[…, N]``.
+
+        Args:
+            fired: what the membrane did in it.
+        """
         due = self._due(fired)
         return due.detach() if self.detach else due
 
@@ -41,19 +47,24 @@ class Reset:
         return fired.taken
 
     def apply(self, membrane: Sequence[Tensor], due: Tensor) -> list[Tensor]:
-        """The membrane's halves, or the whole one, after it."""
+        """The membrane after it.
+
+        Args:
+            membrane: its halves, or the whole one, each ``[…, N]``.
+            due: of :meth:`due`, ``[…, N]``.
+        """
         raise NotImplementedError
 
     def __repr__(self) -> str:
         flags = [f"{name}=True" for name in ("delayed", "detach") if getattr(self, name)]
-        return f"{type(self).__name__.lower()}({', '.join([*self._shown(), *flags])})"
+        return f"{type(self).__name__[1:].lower()}({', '.join([*self._shown(), *flags])})"
 
     def _shown(self) -> list[str]:
         return []
 
 
 @dataclass(frozen=True, repr=False)
-class Subtract(Reset):
+class _Subtract(Reset):
     """mem ← mem − s·θ, half of it from either half of a dual membrane."""
 
     def apply(self, membrane: Sequence[Tensor], due: Tensor) -> list[Tensor]:
@@ -62,7 +73,7 @@ class Subtract(Reset):
 
 
 @dataclass(frozen=True, repr=False)
-class To(Reset):
+class _To(Reset):
     """mem ← (1 − s)·mem + s·value, with |s| of a ternary spike."""
 
     value: float
@@ -80,7 +91,7 @@ class To(Reset):
 
 
 @dataclass(frozen=True, repr=False)
-class Never(Reset):
+class _Never(Reset):
     """The membrane goes on."""
 
     def apply(self, membrane: Sequence[Tensor], due: Tensor) -> list[Tensor]:
@@ -108,7 +119,7 @@ def subtract(*, delayed: bool = False, detach: bool = False) -> Reset:
     Source: Rueckauer et al., Conversion of continuous-valued deep networks to efficient
     event-driven networks for image classification, Frontiers in Neuroscience 11, 2017.
     """
-    return Subtract(_flag("delayed", delayed), _flag("detach", detach))
+    return _Subtract(_flag("delayed", delayed), _flag("detach", detach))
 
 
 def to(value: float = 0.0, *, delayed: bool = False, detach: bool = False) -> Reset:
@@ -135,7 +146,7 @@ def to(value: float = 0.0, *, delayed: bool = False, detach: bool = False) -> Re
         raise TypeError(f"resets.to: value must be a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"resets.to: value must be finite, got {value!r}")
-    return To(_flag("delayed", delayed), _flag("detach", detach), float(value))
+    return _To(_flag("delayed", delayed), _flag("detach", detach), float(value))
 
 
 def never() -> Reset:
@@ -150,7 +161,7 @@ def never() -> Reset:
 
     Source: mem ← mem.
     """
-    return Never(delayed=False, detach=False)
+    return _Never(delayed=False, detach=False)
 
 
 def _flag(name: str, value: object) -> bool:
