@@ -20,6 +20,15 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 TORCHES = {"oldest": ("torch==2.6.*", (3, 14)), "newest": ("torch", None)}
 # what the oldest torch's Triton imports and does not ask for
 MISSING = {"oldest": ["setuptools"], "newest": []}
+# whose neurons docs/neurons-of-peers.md is about, and what importing them takes
+PEERS = [
+    "norse==1.1.0",
+    "rockpool==3.1.0",
+    "sinabs==3.1.3",
+    "snntorch==1.0.0",
+    "spikingjelly==2.0.0",
+]
+PEERS_IMPORT = ["h5py", "loguru", "nir", "nirtorch", "pbr", "scipy"]
 
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
@@ -76,6 +85,17 @@ def tests_all(session: nox.Session) -> None:
     """What crosses packages, with everything installed; `-- packages tests`: every test."""
     sync(session)
     pytest(session, *(session.posargs or ["tests"]))
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Every row of docs/neurons-of-peers.md beside the library that it names."""
+    sync(session)
+    session.install("--no-deps", *PEERS)
+    session.install(*PEERS_IMPORT)
+    names = ", ".join(requirement.partition("==")[0] for requirement in PEERS)
+    session.run("python", "-W", "ignore", "-c", f"import {names}")  # the tests would be skipped
+    pytest(session, "tests/peers", *session.posargs)
 
 
 @nox.session
