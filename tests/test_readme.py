@@ -161,7 +161,7 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose)
     for link in links:
         assert link.startswith("https://") or (page.parent / link).exists(), link
-    quoted = re.findall(r"(?:packages|examples|docs|tests|benchmarks)/[\w./-]*\w", text)
+    quoted = re.findall(r"(?:packages|examples|docs|tests|benchmarks)/[\w./+-]*\w", text)
     for path in quoted:
         assert (ROOT / path).exists() or "<name>" in text, path
 
