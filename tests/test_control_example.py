@@ -253,8 +253,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert not equal(torch.load(whole), torch.load(parts))
     main(*common, "--updates", 23, "--checkpoint", parts, "--resume")
     assert equal(torch.load(whole), torch.load(parts))
-    assert torch.load(whole)["update"] == 23
-    assert len(torch.load(whole)["curve"]) == 2
+    position = torch.load(whole)["values"]
+    assert position["update"] == 23
+    assert len(position["curve"]) == 2
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
@@ -267,7 +268,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
     figure.unlink()
     for options, words in [
         ((), "run.pt exists: go on from it with --resume, or move it"),
-        (("--resume", "--policy", "lstm"), "is of another run: its policy is gru, not lstm"),
+        (("--resume", "--policy", "lstm"), "is of another run: its policy is 'gru', not 'lstm'"),
         (("--resume", "--no-memory"), "is of another run: its memory is True, not False"),
         (("--resume", "--poles", 6), "is of another run: its poles is 5, not 6"),
     ]:
@@ -280,11 +281,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read as a checkpoint: .*No such file"),
-        (b"", "cannot be read as a checkpoint: "),
-        (b"not a checkpoint", "cannot be read as a checkpoint: "),
-        ({"weights": torch.ones(2)}, "is no checkpoint of this script"),
-        (torch.ones(2), "is no checkpoint of this script"),
+        (None, "No such file or directory: .*run.pt"),
+        (b"", "run.pt does not end with the SHA-256"),
+        (b"not a checkpoint", "run.pt does not end with the SHA-256"),
+        ({"weights": torch.ones(2)}, "run.pt does not end with the SHA-256"),
     ],
 )
 def test_something_else_is_no_checkpoint(
@@ -295,7 +295,7 @@ def test_something_else_is_no_checkpoint(
         file.write_bytes(content)
     elif content is not None:
         torch.save(content, file)
-    with pytest.raises(SystemExit, match=rf"^error: {re.escape(str(file))} {words}.*$"):
+    with pytest.raises(SystemExit, match=rf"^error: .*{words}.*$"):
         main(*TINY, "--checkpoint", file, "--resume")
 
 
@@ -313,7 +313,7 @@ def test_curves_of_a_policy_are_put_side_by_side(
         files.append(tmp_path / f"{number}.pt")
         common = (*TINY, "--updates", 20, "--figure", tmp_path / "figure.png")
         main(*common, "--checkpoint", files[-1], *options)
-    one, other, without = (torch.load(file)["curve"] for file in files[:3])
+    one, other, without = (torch.load(file)["values"]["curve"] for file in files[:3])
     assert learning_curves.curves(files[:3]) == {
         "gru": [one, other[:2]],
         "gru, no memory": [without],

@@ -62,6 +62,14 @@ def accuracy(done: subprocess.CompletedProcess[str], held_out: int = 1000) -> fl
     return float(said[1])
 
 
+def numbers(done: subprocess.CompletedProcess[str], name: str) -> list[float]:
+    """The row of that name in the table that ends the output."""
+    assert done.returncode == 0, done.stderr
+    row = re.search(rf"^{name} +([\d. ]+)$", done.stdout, re.MULTILINE)
+    assert row, done.stdout
+    return [float(number) for number in row[1].split()]
+
+
 def assert_raster_above_traces(figure: Path) -> None:
     """Spikes are of one colour; of the three membranes below, the second and third are not."""
     pixels = imread(figure)[..., :3]
@@ -88,6 +96,25 @@ def test_nonmonotonic_learns_digits_that_it_sees_two_rows_at_a_time(tmp_path: Pa
     assert_raster_above_traces(tmp_path / "figure.png")
 
 
+def test_a_state_space_learns_them_too_and_is_drawn(tmp_path: Path) -> None:
+    options = ("--model", "ssm", "--epochs", 2, "--kernel-size", 112)
+    done = script("nonmonotonic", *options, "--figure", tmp_path / "figure.png")
+    assert accuracy(done) >= 70.0
+    pixels = imread(tmp_path / "figure.png")[..., :3]
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_every_noisy_view_adds_to_what_is_told(tmp_path: Path) -> None:
+    options = ("--views", 5, "--epochs", 2, "--limit", 2000, "--noise", 1.0)
+    done = script("noisy", *options, "--figure", tmp_path / "figure.png")
+    assert numbers(done, "views") == [1, 2, 4, 8]
+    gathering, alone = numbers(done, "gathering"), numbers(done, "each view alone")
+    assert gathering == sorted(gathering)
+    assert gathering[-1] > max(alone) + 10
+    assert max(alone) - min(alone) < 8
+    assert (tmp_path / "figure.png").stat().st_size > 20_000
+
+
 def test_a_seed_reproduces_a_run_and_another_does_not(
     main: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -99,6 +126,93 @@ def test_a_seed_reproduces_a_run_and_another_does_not(
     first, again, other = (figure.read_bytes() for figure in figures)
     assert first == again
     assert first != other
+
+
+# ------------------------------------------------------------------ checkpoints
+
+RUNS = {
+    "monotonic": ("--timesteps", 3),
+    "noisy": ("--views", 3),
+    "nonmonotonic": ("--model", "ssm", "--kernel-size", 56),
+}
+
+
+def equal(one: object, other: object) -> bool:
+    """Nested dicts, lists and tensors, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("example", RUNS, indirect=True)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    example: ModuleType,
+    main: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_mnist(tmp_path)
+    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    places = ("--data", tmp_path, "--figure", tmp_path / "figure.png", "--batch-size", 5)
+    common = (*places, *RUNS[example.__name__], "--epochs", 3)
+    main(*common, "--checkpoint", whole)
+    said = capsys.readouterr().out
+    drawn = (tmp_path / "figure.png").read_bytes()
+
+    save = example.training.command_line.Checkpoint.save
+    with monkeypatch.context() as patched:
+        patched.setattr(example.training.command_line.Checkpoint, "save", saves_until(2, save))
+        with pytest.raises(SystemExit, match=r"^130$"):
+            main(*common, "--checkpoint", parts)
+    assert not equal(torch.load(whole), torch.load(parts))
+    main(*common, "--checkpoint", parts, "--resume")
+    assert equal(torch.load(whole), torch.load(parts))
+    assert capsys.readouterr().out == said
+    assert (tmp_path / "figure.png").read_bytes() == drawn
+
+
+def saves_until(last: int, save: Callable[..., None]) -> Callable[..., None]:
+    """That, and an interruption after the epoch ``last``."""
+
+    def saved(self: object, epoch: int) -> None:
+        save(self, epoch=epoch)
+        if epoch == last:
+            raise KeyboardInterrupt
+
+    return saved
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
+    main: Callable[..., None], tmp_path: Path
+) -> None:
+    write_mnist(tmp_path)
+    file, figure = tmp_path / "run.pt", tmp_path / "figure.png"
+    common = ("--data", tmp_path, "--figure", figure, "--checkpoint", file, "--epochs", 1)
+    main(*common)
+    before = file.read_bytes()
+    figure.unlink()
+    for options, words in [
+        ((), "run.pt exists: go on from it with --resume, or move it"),
+        (("--resume", "--timesteps", 9), "is of another run: its timesteps is 8, not 9"),
+        (("--resume", "--epochs", 2), "is of another run: its epochs is 1, not 2"),
+        (("--resume", "--limit", 11), "is of another run: its limit is None, not 11"),
+    ]:
+        with pytest.raises(SystemExit, match=f"^error: .*{words}$"):
+            main(*common, *options)
+        assert file.read_bytes() == before
+        assert not figure.exists()
+    images, _ = known(12, 2)
+    write(tmp_path / "train-images-idx3-ubyte", idx(images))
+    with pytest.raises(SystemExit, match=r"^error: .*another run: its digits is '12 of SHA-256 "):
+        main(*common, "--resume")
+    file.write_bytes(before[:-1])
+    with pytest.raises(SystemExit, match=r"^error: .*run\.pt does not end with the SHA-256"):
+        main(*common, "--resume")
 
 
 # ------------------------------------------------------------------ sequences
@@ -143,6 +257,9 @@ def test_an_image_is_shifted_by_up_to_a_pixel_each_way(example: ModuleType) -> N
         ("--kernel-size 30", "--kernel-size: must divide 784 pixels: 1, 2, 4, 7, 8, 14"),
         ("--kernel-size 0", "got 0"),
         ("--kernel-size row", "--kernel-size: invalid kernel_size value: 'row'"),
+        ("--model elman", "--model: invalid choice: 'elman'"),
+        ("--seed -1", "--seed: must be in 0...2147483647, got -1"),
+        ("--checkpoint nowhere/run.pt", "--checkpoint: the folder nowhere does not exist"),
         ("--epochs 0", "--epochs: must be at least 1, got 0"),
         ("--batch-size -3", "--batch-size: must be at least 1, got -3"),
         ("--learning-rate 0", "--learning-rate: must be a finite number above 0, got 0.0"),

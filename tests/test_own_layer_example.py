@@ -153,8 +153,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert not equal(torch.load(whole), torch.load(parts))
     main(*common, "--steps", 45, "--checkpoint", parts, "--resume")
     assert equal(torch.load(whole), torch.load(parts))
-    assert torch.load(whole)["step"] == 45
-    assert len(torch.load(whole)["curves"]["leaky"]) == 2
+    position = torch.load(whole)["values"]
+    assert position["step"] == 45
+    assert len(position["curves"]["leaky"]) == 2
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
@@ -179,11 +180,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read as a checkpoint: .*No such file"),
-        (b"", "cannot be read as a checkpoint: "),
-        (b"not a checkpoint", "cannot be read as a checkpoint: "),
-        ({"weights": torch.ones(2)}, "is no checkpoint of this script"),
-        (torch.ones(2), "is no checkpoint of this script"),
+        (None, "No such file or directory: .*run.pt"),
+        (b"", "run.pt does not end with the SHA-256"),
+        (b"not a checkpoint", "run.pt does not end with the SHA-256"),
+        ({"weights": torch.ones(2)}, "run.pt does not end with the SHA-256"),
     ],
 )
 def test_something_else_is_no_checkpoint(
@@ -194,7 +194,7 @@ def test_something_else_is_no_checkpoint(
         file.write_bytes(content)
     elif content is not None:
         torch.save(content, file)
-    with pytest.raises(SystemExit, match=rf"^error: {re.escape(str(file))} {words}.*$"):
+    with pytest.raises(SystemExit, match=rf"^error: .*{words}.*$"):
         main(*TINY, "--checkpoint", file, "--resume")
 
 

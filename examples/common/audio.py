@@ -6,6 +6,8 @@ over a recording, so a minute in pieces has the same frames as a minute in one g
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -147,8 +149,8 @@ def mel_filters(sample_rate: int, bands: int, window: int, lowest: float, highes
     Raises:
         ValueError: one is so narrow that it meets none of the frequencies.
     """
-    ends = 2595 * torch.log10(1 + torch.tensor([lowest, highest], dtype=torch.float64) / 700)
-    mels = torch.linspace(*ends.tolist(), bands + 2, dtype=torch.float64)
+    first, last = (2595 * math.log10(1 + hertz / 700) for hertz in (lowest, highest))
+    mels = torch.linspace(first, last, bands + 2, dtype=torch.float64)
     corners = 700 * (10 ** (mels / 2595) - 1)
     bins = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate / window)
     left, peak, right = corners[:-2], corners[1:-1], corners[2:]

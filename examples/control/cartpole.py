@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import tracetorch as tt
 from actor_critic import loss_of, play, returns
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from poles import LONGEST, Poles
 from policies import LAYERS, Policy
@@ -25,32 +23,45 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tracetorch import plot
 
-EPISODES, HELD_OUT_SEED = 100, 2**31  # of the test, the same whatever the seed of a run
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import command_line
+from common.command_line import HELD_OUT_SEED
+
+EPISODES = 100  # of the test, the same whatever the seed of a run
 POINT_EVERY, SAVE_EVERY = 10, 50  # updates
 LARGEST_GRADIENT = 0.5
 MUST_AGREE = ("policy", "memory", "seed", "neurons", "poles", "timesteps", "learning_rate")
-PARTS = {"settings", "weights", "optimizer", "states", "poles", "actions", "update", "curve"}
 
 
 # ------------------------------------------------------------------ learning
 
 
 class Run:
-    """A policy, its optimizer and its poles, and how far it is: all that a checkpoint holds."""
+    """A policy, its optimizer and its poles; goes on from a checkpoint if it has to."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
-        self.settings = {name: getattr(options, name) for name in MUST_AGREE}
+        self.timesteps = options.timesteps
         self.policy = Policy(options.policy, options.neurons, options.memory)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), options.learning_rate)
         self.poles = Poles(options.poles, options.seed)
         self.actions = torch.Generator().manual_seed(options.seed)
-        self.curve: list[float] = []
-        self.update = 0
+        self.checkpoint = command_line.Checkpoint(
+            options,
+            MUST_AGREE,
+            self.policy,
+            optimizer=self.optimizer,
+            poles=self.poles,
+            actions=self.actions,
+        )
+        beginning: dict[str, Any] = {"update": 0, "curve": []}
+        position = beginning | self.checkpoint.begin()
+        self.update: int = position["update"]
+        self.curve: list[float] = position["curve"]
 
     def advance(self) -> float:
         """One rollout and one step of the optimizer; the mean return of recent episodes."""
-        rollout = play(self.policy, self.poles, self.settings["timesteps"], self.actions)
+        rollout = play(self.policy, self.poles, self.timesteps, self.actions)
         self.optimizer.zero_grad()
         loss_of(rollout).backward()
         nn.utils.clip_grad_norm_(self.policy.parameters(), LARGEST_GRADIENT)
@@ -62,71 +73,25 @@ class Run:
             self.curve.append(mean)
         return mean
 
-    def save(self, file: Path) -> None:
-        """Everything that the next update depends on; the file is the old one or the new one."""
-        self.policy.detach_states()
-        parts = {
-            "settings": self.settings,
-            "weights": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "states": self.policy.get_states(),
-            "poles": self.poles.state_dict(),
-            "actions": self.actions.get_state(),
-            "update": self.update,
-            "curve": self.curve,
-        }
-        beside = file.with_name(f"{file.name}.part")
-        torch.save(parts, beside)
-        os.replace(beside, file)
-
-    def load(self, file: Path) -> None:
-        """Go on where the file was saved.
-
-        Raises:
-            ValueError: it cannot be read, or is of another run; it says which.
-        """
-        saved = read_checkpoint(file)
-        for name, mine in self.settings.items():
-            if (theirs := saved["settings"].get(name)) != mine:
-                raise ValueError(f"{file} is of another run: its {name} is {theirs}, not {mine}")
-        self.policy.load_state_dict(saved["weights"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.policy.set_states(saved["states"])
-        self.poles.load_state_dict(saved["poles"])
-        self.actions.set_state(saved["actions"])
-        self.update, self.curve = saved["update"], saved["curve"]
+    def save(self) -> None:
+        """To the checkpoint, if there is one."""
+        self.checkpoint.save(update=self.update, curve=self.curve)
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """What :meth:`Run.save` wrote.
-
-    Raises:
-        ValueError: there is no such file, or it is something else.
-    """
-    try:
-        saved = torch.load(file, weights_only=True)
-    except Exception as error:  # torch's own are of many kinds, and their words of many lines
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint: {why}") from error
-    if not isinstance(saved, dict) or saved.keys() != PARTS:
-        raise ValueError(f"{file} is no checkpoint of this script")
-    return saved
-
-
-def learn(run: Run, updates: int, checkpoint: Path | None) -> None:
+def learn(run: Run, updates: int) -> None:
     """Up to so many updates, counted from the run's beginning."""
     bar = tqdm(range(run.update, updates), initial=run.update, total=updates, desc="learning")
     for _ in bar:
         bar.set_postfix(mean_return=f"{run.advance():.0f}")
-        if checkpoint and (run.update % SAVE_EVERY == 0 or run.update == updates):
-            run.save(checkpoint)
+        if run.update % SAVE_EVERY == 0 or run.update == updates:
+            run.save()
 
 
 # ------------------------------------------------------------------ the figure
 
 
 @torch.no_grad()
-def save_figure(run: Run, file: Path) -> None:
+def save_figure(run: Run, spiking: bool, file: Path) -> None:
     """The learning curve; one episode after it, as seen, and what the layer put out meanwhile."""
     seen, out = episode(run.policy)
     figure = Figure(figsize=(9.0, 9.0), layout="constrained")
@@ -137,7 +102,7 @@ def save_figure(run: Run, file: Path) -> None:
         above.axhline(LONGEST, color="0.6", linewidth=0.8, linestyle="--")
     plot.traces(seen, ax=middle).set(title="one episode: what is seen", ylabel="share of the limit")
     middle.legend(middle.lines[:2], ["position", "angle"], fontsize="small")
-    draw = plot.raster if run.settings["policy"] == "spiking" else plot.heatmap
+    draw = plot.raster if spiking else plot.heatmap
     draw(out, ax=below).set_title("what the remembering layer puts out")
     figure.savefig(file, dpi=120)
 
@@ -158,98 +123,32 @@ def episode(policy: Policy) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------ command line
 
 
-def positive(text: str) -> int:
-    """An integer from 1 up."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def step_size(text: str) -> float:
-    """A finite number above 0."""
-    rate = float(text)
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {rate}")
-    return rate
-
-
-def seed(text: str) -> int:
-    """A number that is not the test's own."""
-    number = int(text)
-    if not 0 <= number < HELD_OUT_SEED:
-        raise argparse.ArgumentTypeError(f"must be in 0...{HELD_OUT_SEED - 1}, got {number}")
-    return number
-
-
-def in_a_folder(text: str) -> Path:
-    """A file that can be in a folder that exists."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder")
-    return path
-
-
-def figure_file(text: str) -> Path:
-    """A file that matplotlib can write."""
-    suffixes = sorted(FigureCanvasAgg.filetypes)
-    if Path(text).suffix[1:] not in suffixes:
-        raise argparse.ArgumentTypeError(f"{text} must end in one of {', '.join(suffixes)}")
-    return in_a_folder(text)
-
-
-def command_line() -> argparse.ArgumentParser:
+def parser() -> command_line.CommandLine:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-
-    def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        parser.add_argument(flag, type=kind, default=default, help=text)
-
-    parser.add_argument("--policy", choices=[*LAYERS], default="gru", help="(%(default)s)")
-    parser.add_argument(
+    found = command_line.CommandLine(__file__, __doc__)
+    positive, above_zero = command_line.positive, command_line.above_zero
+    found.option("--policy", str, "gru", "what remembers", choices=LAYERS)
+    found.add_argument(
         "--no-memory", dest="memory", action="store_false", help="restart at every timestep"
     )
-    add("--updates", positive, 600, "of the weights, from the run's beginning (%(default)s)")
-    add("--poles", positive, 64, "balanced at a time (%(default)s)")
-    add("--timesteps", positive, 32, "of each pole per update (%(default)s)")
-    add("--neurons", positive, 64, "in the remembering layer (%(default)s)")
-    add("--learning-rate", step_size, 3e-3, "of Adam (%(default)s)")
-    add("--threads", positive, 1, "CPU threads; more only where cores are idle (%(default)s)")
-    add("--seed", seed, 0, "of weights, actions and beginnings, not of the test (%(default)s)")
-    add("--figure", figure_file, Path(__file__).with_suffix(".png"), "where (%(default)s)")
-    add("--checkpoint", in_a_folder, None, f"saved every {SAVE_EVERY} updates; none without")
-    parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
-    return parser
-
-
-def begin(options: argparse.Namespace) -> Run:
-    """A new run, or the one in the checkpoint.
-
-    Raises:
-        ValueError: the checkpoint does not fit, or would be overwritten.
-    """
-    run = Run(options)
-    if options.resume:
-        if options.checkpoint is None:
-            raise ValueError("--resume needs the --checkpoint to go on from")
-        run.load(options.checkpoint)
-    elif options.checkpoint and options.checkpoint.exists():
-        raise ValueError(f"{options.checkpoint} exists: go on from it with --resume, or move it")
-    return run
+    found.option("--updates", positive, 600, "of the weights, from the run's beginning")
+    found.option("--poles", positive, 64, "balanced at a time")
+    found.option("--timesteps", positive, 32, "of each pole per update")
+    found.option("--neurons", positive, 64, "in the remembering layer")
+    found.option("--learning-rate", above_zero, 3e-3, "of Adam")
+    found.usual(on_any_device=False)
+    found.checkpointed(f"every {SAVE_EVERY} updates")
+    return found
 
 
 def main() -> None:
     """Learn, draw and test, by the command line's options."""
-    options = command_line().parse_args()
+    options = parser().parse_args()
     torch.set_num_threads(options.threads)
-    try:
-        run = begin(options)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    learn(run, options.updates, options.checkpoint)
-    save_figure(run, options.figure)
+    with command_line.errors_in_a_line():
+        run = Run(options)
+        learn(run, options.updates)
+        save_figure(run, options.policy == "spiking", options.figure)
     print(f"figure: {options.figure}")
     mean = returns(run.policy, EPISODES, HELD_OUT_SEED).mean().item()
     print(f"mean return: {mean:.1f} of {LONGEST}, over {EPISODES} new episodes")

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
-from cartpole import POINT_EVERY, figure_file, read_checkpoint
+from cartpole import POINT_EVERY
 from matplotlib.figure import Figure
 from poles import LONGEST
 from tracetorch import plot
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import command_line
 
 
 def curves(files: list[Path]) -> dict[str, list[list[float]]]:
     """By policy, a curve ``[points]`` for each seed; as long as the shortest of its policy.
 
     Raises:
-        ValueError: a file is no checkpoint, or of a run too short for a point.
+        ValueError: a file is no checkpoint of a policy, or of a run too short for a point.
+        FileNotFoundError: there is no such file.
     """
     found: dict[str, list[list[float]]] = {}
     for file in files:
-        saved = read_checkpoint(file)
+        saved = command_line.saved_values(file)
+        settings = saved["settings"]
+        if "policy" not in settings:
+            raise ValueError(f"{file} is of another script than cartpole.py")
         if not saved["curve"]:
             raise ValueError(f"{file} has no curve yet: it takes {POINT_EVERY} updates")
-        settings = saved["settings"]
         name = settings["policy"] if settings["memory"] else f"{settings['policy']}, no memory"
         found.setdefault(name, []).append(saved["curve"])
     return {name: [one[: min(map(len, all_))] for one in all_] for name, all_ in found.items()}
@@ -30,15 +36,12 @@ def curves(files: list[Path]) -> dict[str, list[list[float]]]:
 
 def main() -> None:
     """Draw the checkpoints that are named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.CommandLine(__file__, __doc__)
     parser.add_argument("checkpoints", type=Path, nargs="+", help="of finished or unfinished runs")
-    default = Path(__file__).with_suffix(".png")
-    parser.add_argument("--figure", type=figure_file, default=default, help="where (%(default)s)")
+    parser.figure()
     options = parser.parse_args()
-    try:
+    with command_line.errors_in_a_line():
         found = curves(options.checkpoints)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
     ax = figure.subplots()
     count = f"learning, a point every {POINT_EVERY} updates"

@@ -41,13 +41,8 @@ def rate_coded(images: Tensor, timesteps: int) -> Tensor:
 
 def main() -> None:
     """Train on the command line's options."""
-    parser = training.command_line(__file__, __doc__, epochs=8, learning_rate=4e-3)
-    parser.add_argument(
-        "--timesteps",
-        type=training.positive,
-        default=8,
-        help="how long a digit is shown (%(default)s)",
-    )
+    parser = training.parser(__file__, __doc__, epochs=8, learning_rate=4e-3)
+    parser.option("--timesteps", training.positive, 8, "how long a digit is shown")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     training.run(
@@ -55,6 +50,7 @@ def main() -> None:
         watched="net.3",
         encode=lambda images: rate_coded(images, options.timesteps),
         options=options,
+        must_agree=("timesteps",),
     )
 
 

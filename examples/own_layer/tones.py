@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +18,21 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 import tracetorch as tt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from resonate import ResonateAndFire
 from torch import Tensor, nn
 from tqdm import tqdm
 from tracetorch import plot, snn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import command_line
+from common.command_line import HELD_OUT_SEED
+
 PITCHES = torch.linspace(0.06, 0.20, 8)  # cycles per timestep
 MISTUNING = 0.004  # at most, up or down: a fifth of the distance between two pitches
 NOISE = 0.5  # its standard deviation; a tone's amplitude is 0.5 to 1.5
 TIMESTEPS = 200
-HELD_OUT, HELD_OUT_SEED = 500, 2**31  # the same tones whatever the seed of a run
+HELD_OUT = 500  # the same tones whatever the seed of a run
 EVALUATE_EVERY, SAVE_EVERY = 20, 100  # steps of the optimizer
 SHARPNESS = 4.0  # spike rates are at most 1: makes class scores of their weighted sums
 MUST_AGREE = ("seed", "neurons", "batch_size", "learning_rate")
@@ -95,23 +98,32 @@ def nets(neurons: int) -> dict[str, Net]:
 
 
 class Run:
-    """Nets, their optimizers, and how far they are: all that a checkpoint holds."""
+    """Nets, their optimizers, and how far they are; goes on from a checkpoint if it has to."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
-        self.settings = {name: getattr(options, name) for name in MUST_AGREE}
+        self.batch_size = options.batch_size
         self.nets = nets(options.neurons)
         self.optimizers = {
             name: torch.optim.Adam(net.parameters(), options.learning_rate)
             for name, net in self.nets.items()
         }
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.curves: dict[str, list[float]] = {name: [] for name in self.nets}
-        self.step = 0
+        self.checkpoint = command_line.Checkpoint(
+            options,
+            MUST_AGREE,
+            self.nets["resonating"],
+            leaky=self.nets["leaky"],
+            generator=self.generator,
+            **{f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()},
+        )
+        curves: dict[str, list[float]] = {name: [] for name in self.nets}
+        position = {"step": 0, "curves": curves} | self.checkpoint.begin()
+        self.step, self.curves = position["step"], position["curves"]
 
     def advance(self) -> dict[str, str]:
         """One step of each optimizer, on the same tones; their losses."""
-        x, pitch = tones(self.settings["batch_size"], self.generator)
+        x, pitch = tones(self.batch_size, self.generator)
         losses = {name: self._learn(name, x, pitch) for name in self.nets}
         self.step += 1
         if self.step % EVALUATE_EVERY == 0:
@@ -126,56 +138,9 @@ class Run:
         self.optimizers[name].step()
         return loss.item()
 
-    def save(self, file: Path) -> None:
-        """Everything that the next step depends on; the file is the old one or the new one."""
-        parts = {}
-        for name, net in self.nets.items():
-            net.detach_states()
-            parts[name] = {
-                "weights": net.state_dict(),
-                "optimizer": self.optimizers[name].state_dict(),
-                "states": net.get_states(),
-            }
-        data = self.generator.get_state()
-        position = {"step": self.step, "curves": self.curves, "generator": data}
-        beside = file.with_name(f"{file.name}.part")
-        torch.save({"settings": self.settings, "nets": parts, **position}, beside)
-        os.replace(beside, file)
-
-    def load(self, file: Path) -> None:
-        """Go on where the file was saved.
-
-        Raises:
-            ValueError: it cannot be read, or is of another run; it says which.
-        """
-        saved = read_checkpoint(file)
-        for name, mine in self.settings.items():
-            if saved["settings"].get(name) != mine:
-                theirs = saved["settings"].get(name)
-                raise ValueError(f"{file} is of another run: its {name} is {theirs}, not {mine}")
-        for name, net in self.nets.items():
-            net.load_state_dict(saved["nets"][name]["weights"])
-            self.optimizers[name].load_state_dict(saved["nets"][name]["optimizer"])
-            net.set_states(saved["nets"][name]["states"])
-        self.generator.set_state(saved["generator"])
-        self.step, self.curves = saved["step"], saved["curves"]
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """What :meth:`Run.save` wrote.
-
-    Raises:
-        ValueError: there is no such file, or it is something else.
-    """
-    try:
-        saved = torch.load(file, weights_only=True)
-    except Exception as error:  # torch's own are of many kinds, and their words of many lines
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint: {why}") from error
-    keys = {"settings", "nets", "step", "curves", "generator"}
-    if not isinstance(saved, dict) or saved.keys() != keys or saved["nets"].keys() != {*nets(1)}:
-        raise ValueError(f"{file} is no checkpoint of this script")
-    return saved
+    def save(self) -> None:
+        """To the checkpoint, if there is one."""
+        self.checkpoint.save(step=self.step, curves=self.curves)
 
 
 @torch.no_grad()
@@ -185,13 +150,13 @@ def accuracy(net: Net) -> float:
     return (net.classify(x).argmax(-1) == pitch).float().mean().item()
 
 
-def learn(run: Run, steps: int, checkpoint: Path | None) -> None:
+def learn(run: Run, steps: int) -> None:
     """Up to so many steps, counted from the run's beginning."""
     bar = tqdm(range(run.step, steps), initial=run.step, total=steps, desc="learning")
     for _ in bar:
         bar.set_postfix(run.advance())
-        if checkpoint and (run.step % SAVE_EVERY == 0 or run.step == steps):
-            run.save(checkpoint)
+        if run.step % SAVE_EVERY == 0 or run.step == steps:
+            run.save()
 
 
 # ------------------------------------------------------------------ speed
@@ -269,93 +234,27 @@ def _draw_neurons(axes: dict[str, Any], shown: dict[str, Tensor], frequencies: T
 # ------------------------------------------------------------------ command line
 
 
-def positive(text: str) -> int:
-    """An integer from 1 up."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def step_size(text: str) -> float:
-    """A finite number above 0."""
-    rate = float(text)
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {rate}")
-    return rate
-
-
-def seed(text: str) -> int:
-    """A number that is not the held-out tones' own."""
-    number = int(text)
-    if not 0 <= number < HELD_OUT_SEED:
-        raise argparse.ArgumentTypeError(f"must be in 0...{HELD_OUT_SEED - 1}, got {number}")
-    return number
-
-
-def in_a_folder(text: str) -> Path:
-    """A file that can be in a folder that exists."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder")
-    return path
-
-
-def figure_file(text: str) -> Path:
-    """A file that matplotlib can write."""
-    suffixes = sorted(FigureCanvasAgg.filetypes)
-    if Path(text).suffix[1:] not in suffixes:
-        raise argparse.ArgumentTypeError(f"{text} must end in one of {', '.join(suffixes)}")
-    return in_a_folder(text)
-
-
-def command_line() -> argparse.ArgumentParser:
+def parser() -> command_line.CommandLine:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-
-    def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        parser.add_argument(flag, type=kind, default=default, help=text)
-
-    add("--steps", positive, 2000, "steps of the optimizer, from the run's beginning (%(default)s)")
-    add("--neurons", positive, 64, "in the spiking layer of each net (%(default)s)")
-    add("--batch-size", positive, 64, "tones per step (%(default)s)")
-    add("--learning-rate", step_size, 1e-2, "of Adam (%(default)s)")
-    add("--threads", positive, 1, "CPU threads; more only where cores are idle (%(default)s)")
-    add("--seed", seed, 0, "of weights and tones, not of the held-out tones (%(default)s)")
-    add("--figure", figure_file, Path(__file__).with_suffix(".png"), "where (%(default)s)")
-    add("--checkpoint", in_a_folder, None, f"saved every {SAVE_EVERY} steps; none without")
-    parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
-    return parser
-
-
-def begin(options: argparse.Namespace) -> Run:
-    """A new run, or the one in the checkpoint.
-
-    Raises:
-        ValueError: the checkpoint does not fit, or would be overwritten.
-    """
-    run = Run(options)
-    if options.resume:
-        if options.checkpoint is None:
-            raise ValueError("--resume needs the --checkpoint to go on from")
-        run.load(options.checkpoint)
-    elif options.checkpoint and options.checkpoint.exists():
-        raise ValueError(f"{options.checkpoint} exists: go on from it with --resume, or move it")
-    return run
+    found = command_line.CommandLine(__file__, __doc__)
+    positive, above_zero = command_line.positive, command_line.above_zero
+    found.option("--steps", positive, 2000, "steps of the optimizer, from the run's beginning")
+    found.option("--neurons", positive, 64, "in the spiking layer of each net")
+    found.option("--batch-size", positive, 64, "tones per step")
+    found.option("--learning-rate", above_zero, 1e-2, "of Adam")
+    found.usual(on_any_device=False)
+    found.checkpointed(f"every {SAVE_EVERY} steps")
+    return found
 
 
 def main() -> None:
     """Learn, time, draw and say, by the command line's options."""
-    options = command_line().parse_args()
+    options = parser().parse_args()
     torch.set_num_threads(options.threads)
-    try:
-        run = begin(options)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    learn(run, options.steps, options.checkpoint)
-    save_figure(run, options.figure)
+    with command_line.errors_in_a_line():
+        run = Run(options)
+        learn(run, options.steps)
+        save_figure(run, options.figure)
     print(f"figure: {options.figure}")
     print(f"speed, forward and backward: {speed(options.neurons, options.batch_size)}")
     for name, net in run.nets.items():

@@ -170,6 +170,15 @@ def test_activity_draws_the_busiest_neurons() -> None:
     assert len(marks_of(below.collections[0])) == 15
 
 
+def test_activity_draws_the_thresholds_of_the_neurons_that_are_drawn() -> None:
+    spikes = torch.zeros(6, 5)
+    spikes[:, 3], spikes[:2, 1] = 1.0, 1.0
+    thresholds = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    _, below = plot.activity(spikes, torch.rand(6, 5), threshold=thresholds, neurons=2).axes
+    heights = [line.get_ydata()[0] for line in below.lines[2:]]
+    assert heights == pytest.approx([0.4, 0.2])
+
+
 def test_activity_of_a_recording_pairs_output_and_membrane_of_a_layer() -> None:
     recording = {
         "a.mem": torch.randn(6, 2, 3), "a.out": torch.ones(6, 2, 3),

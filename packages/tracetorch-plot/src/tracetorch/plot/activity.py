@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
 from tracetorch.plot import style
-from tracetorch.plot.arguments import Array, Data, Levels, checked_count, levels, series
+from tracetorch.plot.arguments import Array, Data, Levels, checked_count, levels, numbers, series
 
 # above so many spikes a raster is an image of at most so many cells
 MARKS, CELLS = 20_000, (300, 1000)
@@ -222,7 +222,8 @@ def activity(
         spikes: ``[T, N]``, or ``[T, B, N…]`` of which one sample is drawn: a tensor or an array.
             Or a recording that has a layer's output (``….out``) and membrane (``….mem``).
         membranes: of the same neurons, in the same shape; None where ``spikes`` is a recording.
-        threshold: one or several heights for a dashed line.
+        threshold: one or several heights for a dashed line; where it is one for each neuron,
+            those of the membranes that are drawn.
         neurons: how many membranes to draw, 1 to 24.
         name: of the layer in the recording; None where only one has an output.
         sample: which one of the batch, in ``0 … B − 1``.
@@ -246,11 +247,13 @@ def activity(
     _check_pair("spikes", fired, "membranes", heights)
     if checked_count("neurons", neurons) > CURVES:
         raise ValueError(f"neurons must be at most {CURVES}, got {neurons!r}")
+    busiest = np.argsort(-np.count_nonzero(fired, axis=0), kind="stable")[:neurons]
+    if threshold is not None and numbers("threshold", threshold).shape == fired.shape[1:]:
+        threshold = numbers("threshold", threshold)[busiest]
     across = levels("threshold", threshold)
     figure, grid = style.panels(figure, 2, 1, (9.0, 5.0), sharex=True, height_ratios=(3, 2))
     above, below = grid[:, 0]
     raster(fired, ax=above).set_xlabel("")
-    busiest = np.argsort(-np.count_nonzero(fired, axis=0), kind="stable")[:neurons]
     _traces(below, heights[:, busiest], across, fired[:, busiest], busiest)
     return figure
 
