@@ -15,6 +15,8 @@ import nox
 
 ROOT = Path(__file__).parent
 NEEDS = {"core": [], "snn": ["core"], "rnn": ["core"], "plot": ["core"]}
+# what tests of a package's extras import
+EXTRAS = {"snn": ["nir>=1.0.8"]}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 # torch to install, and the first Python it has no wheels for
 TORCHES = {"oldest": ("torch==2.6.*", (3, 14)), "newest": ("torch", None)}
@@ -52,7 +54,8 @@ def wheels(session: nox.Session, packages: list[str]) -> list[str]:
 def install_package(session: nox.Session, package: str, *more: str) -> None:
     """The package and its siblings as wheels, with their dependencies and the test tools."""
     built = wheels(session, [*NEEDS[package], package])
-    session.install(*built, *more, "pytest", "pytest-xdist", "hypothesis")
+    tools = ("pytest", "pytest-xdist", "hypothesis", *EXTRAS.get(package, []))
+    session.install(*built, *more, *tools)
 
 
 def sync(session: nox.Session, *options: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from tracetorch.snn import (
     decoders,
     encoders,
@@ -105,3 +108,9 @@ __all__ = [
     "resets",
     "surrogates",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "nir":  # an extra: needs the package nir
+        return importlib.import_module("tracetorch.snn.nir")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
