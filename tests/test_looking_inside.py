@@ -79,7 +79,7 @@ def test_a_silent_net_is_seen_mended_trained_and_drawn(digits: Any, tmp_path: Pa
 
     losses, course = fitted(model, train)
     scores = snn.decoders.count(run(model, spikes_of(test.images[:500], 1)))
-    assert (scores.argmax(-1) == test.labels[:500]).float().mean() > 0.8
+    assert (scores.argmax(-1) == test.labels[:500]).float().mean() > 0.75
     trained = rates(model, x)
     assert all(0.02 < rate < 0.3 for rate in trained.values()), trained
 

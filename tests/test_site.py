@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import tracetorch as tt
 from tracetorch import rnn, snn
+from tracetorch.snn import nir
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -214,6 +215,7 @@ UNSOURCED = {
         "tracetorch.rnn": "LAYERS",
         "tracetorch.snn": "Firing LAYERS",
         "tracetorch.snn.init": "Calibrated Calibration",
+        "tracetorch.snn.nir": "GraphModel",
     },
     "a check of the contract, or a layer to try it on": {
         "tracetorch.testing": "PROPERTIES StateSpace Trace check_layer compiling_is_exact"
@@ -242,7 +244,7 @@ CITES_NOTHING = {
 
 CONSTRUCTORS = ("__new__", "__init__", "__post_init__")
 # made by the library, never by hand
-MADE = {tt.Recording}
+MADE = {tt.Recording, nir.GraphModel}
 
 
 def bodies(value: Any) -> list[ast.AST]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracetorch.snn import (
     decoders,
@@ -109,8 +109,11 @@ __all__ = [
     "surrogates",
 ]
 
+if TYPE_CHECKING:
+    from tracetorch.snn import nir as nir
+else:  # checkers would take any name for one that is there
 
-def __getattr__(name: str) -> Any:
-    if name == "nir":  # an extra: needs the package nir
-        return importlib.import_module("tracetorch.snn.nir")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "nir":  # an extra: needs the package nir
+            return importlib.import_module("tracetorch.snn.nir")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -98,6 +98,9 @@ class GraphModel(Model):
 
         Returns:
             The output ``[B, …]``, or a tuple of them.
+
+        Raises:
+            TypeError: there are more or fewer inputs than the graph has.
         """
         if len(inputs) != len(self.inputs):
             raise TypeError(
