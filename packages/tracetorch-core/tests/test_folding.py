@@ -885,3 +885,42 @@ def test_what_a_layer_makes_for_its_copy_is_not_taken_for_another() -> None:
         for layer in (Trace(3), AdaptiveLIF(3), StateSpace(3)):
             found = copier.copied(layer, "layer")
             assert [*found.tt.declaration.parameters] == [*layer.tt.declaration.parameters]
+
+
+class Recurrent(tt.Layer):
+    """Torch's own recurrent module, which keeps weak references to its weights, made anew."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__(3)
+        names = ("h", "c") if kind is nn.LSTM else ("h",)
+        self.add_state(*names)
+        self.net = kind(3, 3)  # type: ignore[call-arg]
+
+    def step(self, states: Any, x: Tensor, p: Any) -> tuple[dict[str, Tensor], Tensor]:
+        new, y = self.sequence(states, x[None], p)
+        return new, y[0]
+
+    def sequence(self, states: Any, x: Tensor, p: Any) -> tuple[dict[str, Tensor], Tensor]:
+        held = tuple(getattr(states, name)[None] for name in self.tt.states)
+        y, new = self.net(x, held if len(held) > 1 else held[0])
+        parts = new if isinstance(new, tuple) else (new,)
+        return {name: part[0] for name, part in zip(self.tt.states, parts, strict=True)}, y
+
+
+class AroundTorchs(tt.Model):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.first, self.memory = nn.Linear(3, 3), Recurrent(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.memory(self.first(x))
+        return y
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_layer_around_a_recurrent_module_of_torch_is_folded(kind: type[nn.RNNBase]) -> None:
+    model, x = AroundTorchs(kind), torch.randn(6, 2, 3)
+    tt.check_unroll(model, x)
+    model.zero_states()
+    model.unroll(x)
+    assert model.tt.last is None

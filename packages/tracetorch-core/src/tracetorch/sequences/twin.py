@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -173,6 +174,8 @@ class Twin:
             return False
         if isinstance(one, ATOMIC):
             return bool(one == other) or one != one
+        if isinstance(one, weakref.ref):  # made anew, as torch's recurrent modules do
+            return self._match(one(), other(), depth + 1)
         if isinstance(one, (tuple, list)):
             return len(one) == len(other) and all(
                 self._match(a, b, depth + 1) for a, b in zip(one, other, strict=True)
