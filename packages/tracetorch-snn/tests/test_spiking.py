@@ -343,3 +343,17 @@ def test_pickled_layer_keeps_the_functions_of_the_user(cls: type[snn.Layer]) -> 
     twin = pickle.loads(pickle.dumps(layer))
     assert torch.equal(twin(x), layer(x))
     assert twin.spike_fn is torch.sigmoid
+
+
+def test_a_function_takes_the_place_of_a_module_and_back() -> None:
+    layer, x = snn.LIB(2, 0.5, 1.0), torch.full((3, 1, 2), 0.8)
+    before = layer.unroll(x)
+    layer.zero_states()
+    layer.spike_fn = lambda u: torch.ones_like(u)
+    assert layer.unroll(x).tolist() == torch.ones(3, 1, 2).tolist()
+    layer.spike_fn = snn.surrogates.sigmoid()
+    layer.zero_states()
+    assert torch.equal(layer.unroll(x), before)
+    with pytest.raises(TypeError, match=r"spike_fn must be what surrogates\.sigmoid makes"):
+        layer.spike_fn = snn.surrogates.sigmoid  # type: ignore[assignment]
+    assert torch.equal(snn.LIB(2, 0.5, 1.0).unroll(x), before)

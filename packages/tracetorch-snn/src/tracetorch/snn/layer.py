@@ -201,6 +201,13 @@ class LeakyIntegrator(Layer):
             )
         return function
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("spike_fn", "quant_fn") and not isinstance(value, nn.Module):
+            # torch refuses a function in the place of a module
+            value = self._checked_function(name, value, sigmoid if name == "spike_fn" else rounding)
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
+
     def spike(self, u: Tensor) -> Tensor:
         """What is emitted at distance ``u`` from a threshold: ``quant_fn(spike_fn(u))``.
 
