@@ -47,7 +47,7 @@ def conforms(*tests: str, at_least: int, **environment: str) -> None:
     # what the interpreter of Triton 3.2 does is deprecated in NumPy, until it is refused
     quiet = ("-W", "ignore:Conversion of an array:DeprecationWarning")
     options = ("-m", "pytest", "-q", *quiet, *tests)
-    done = run(*options, TRACETORCH_TEST_BACKEND="triton", **environment)
+    done = run(*options, TRACETORCH_TEST_BACKEND="triton", PYTEST_ADDOPTS="", **environment)
     if re.search("does not run on this NumPy|only 0-dimensional arrays", done.stdout):
         pytest.skip("this Triton's interpreter does not run on this NumPy")
     if "InterpreterBuilder' object has no attribute" in done.stdout:
