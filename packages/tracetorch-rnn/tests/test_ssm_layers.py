@@ -235,7 +235,10 @@ def test_compiled_parameters_give_the_same_sequence_and_get_no_gradient(make: Ma
     assert all(layer.get_parameter(name).grad is None for name in declared)
 
 
-@pytest.mark.parametrize("make", [MAKERS[n] for n in ("S4D", "S5", "LRU")], ids=("S4D", "S5", "LRU"))
+SIXTEEN = ("S4D", "S5", "LRU")
+
+
+@pytest.mark.parametrize("make", [MAKERS[name] for name in SIXTEEN], ids=SIXTEEN)
 def test_states_in_sixteen_bits_are_stepped_which_is_said(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
