@@ -127,7 +127,7 @@ def apply(
 
 
 @given(pieces=ALL, cls=st.sampled_from(FIRING), seed=st.integers(0, 100))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_stepped_and_unrolled_are_the_equations(
     pieces: Pieces, cls: type[snn.Layer], seed: int, anatomy: Any, build: Any
 ) -> None:
