@@ -28,6 +28,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|matplotlib|collections|contextlib|pathlib|os|typing)\..*"),
     ("py:class", r"Tensor|tracetorch\.functional\.Value|tracetorch\.walk\.Boundary"),
+    ("py:class", r"tracetorch\.snn\.nir\.model\.Step"),
     ("py:class", r"tracetorch\.(recording\.(Store|Track)|plot\.network\.Summary)"),
     ("py:(class|exc)", r"tracetorch\.engine\.\w+\.\w+|Refused"),
 ]

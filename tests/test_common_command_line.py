@@ -35,7 +35,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("seed", "0", 0),
         ("seed", "2147483647", 2**31 - 1),
         ("device", "cpu", torch.device("cpu")),
-        ("device", "meta", torch.device("meta")),
+        ("threads", "1024", 1024),
     ],
 )
 def test_a_value_in_its_range_is_taken(
@@ -56,6 +56,8 @@ def test_a_value_in_its_range_is_taken(
         ("seed", "-1", "must be in 0...2147483647, got -1"),
         ("seed", "2147483648", "must be in 0...2147483647, got 2147483648"),
         ("device", "abacus", "'abacus' is not usable here"),
+        ("device", "meta", "'meta' is not usable here: Tensor.item() cannot be called on meta"),
+        ("threads", "100000000000", "must be at most 1024, got 100000000000"),
         ("folder", "nowhere", "there is no folder nowhere"),
         ("file", ".", "there is no file ."),
         ("in_a_folder", "nowhere/run.pt", "the folder nowhere does not exist"),

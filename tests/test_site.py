@@ -213,7 +213,7 @@ UNSOURCED = {
         "tracetorch.engine": "Scan transformed",
         "tracetorch.measures": "Count EnergyConstants Intervals Operations",
         "tracetorch.rnn": "LAYERS",
-        "tracetorch.snn": "Firing LAYERS",
+        "tracetorch.snn": "Fired Firing LAYERS",
         "tracetorch.snn.init": "Calibrated Calibration",
         "tracetorch.snn.nir": "GraphModel",
     },

@@ -48,7 +48,7 @@ class CommandLine(argparse.ArgumentParser):
         """Device (of a script that runs on any), threads, seed and figure."""
         if on_any_device:
             self.option("--device", device, torch.device("cpu"), "cpu, cuda, cuda:1, ...")
-        self.option("--threads", positive, 1, "CPU threads; more only where cores are idle")
+        self.option("--threads", threads, 1, "CPU threads; more only where cores are idle")
         self.option("--seed", seed, 0, "of weights and order, not of what is held out")
         self.figure()
 
@@ -86,6 +86,7 @@ def share(text: str) -> float:
     return number
 
 
+MOST_THREADS = 1024
 # an example's test is drawn from this one, whatever the seed of a run
 HELD_OUT_SEED = 2**31
 
@@ -98,12 +99,22 @@ def seed(text: str) -> int:
     return number
 
 
+def threads(text: str) -> int:
+    """A number of threads that a machine may have."""
+    number = positive(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_THREADS}, got {number}")
+    return number
+
+
 def device(text: str) -> torch.device:
     """A device that torch can use here."""
     try:
+        torch.zeros(1, device=text).item()
         return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not usable here: {error}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable here: {why}") from error
 
 
 def folder(text: str) -> Path:
@@ -176,6 +187,8 @@ class Checkpoint:
         if self.resume:
             if self.file is None:
                 raise ValueError("--resume needs the --checkpoint to go on from")
+            if not self.file.exists():
+                raise FileNotFoundError(f"there is no {self.file} yet; leave out --resume")
             return tt.load_checkpoint(self.file, self.model, settings=self.settings, **self.objects)
         if self.file is not None and self.file.exists():
             raise ValueError(f"{self.file} exists: go on from it with --resume, or move it")

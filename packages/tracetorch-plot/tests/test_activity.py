@@ -170,6 +170,11 @@ def test_activity_draws_the_busiest_neurons() -> None:
     assert len(marks_of(below.collections[0])) == 15
 
 
+def test_a_threshold_that_moves_is_no_level() -> None:
+    with pytest.raises(ValueError, match=r"threshold must be a number or one-dim.* \[5, 1\]"):
+        plot.traces(torch.zeros(5, 1), threshold=torch.ones(5, 1))
+
+
 def test_activity_draws_the_thresholds_of_the_neurons_that_are_drawn() -> None:
     spikes = torch.zeros(6, 5)
     spikes[:, 3], spikes[:2, 1] = 1.0, 1.0

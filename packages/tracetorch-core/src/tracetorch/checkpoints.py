@@ -254,7 +254,8 @@ def _same_names(path: Path, saved: Iterable[str], given: Iterable[str]) -> None:
         _same("objects", saved, given)
     except ValueError as error:
         raise CheckpointError(
-            f"{path} {error}; give load_checkpoint() the same as save_checkpoint()"
+            f"{path} {error}: it is of another program, or load_checkpoint() is not given what "
+            f"save_checkpoint() was"
         ) from None
 
 

@@ -198,11 +198,17 @@ def levels(argument: str, heights: Levels | None) -> list[float]:
 
     Raises:
         TypeError: they are no numbers.
-        ValueError: one is not finite.
+        ValueError: one is not finite, or they have more than one dimension.
     """
     if heights is None:
         return []
-    found = finite(argument, numbers(argument, heights).reshape(-1))
+    given = numbers(argument, heights)
+    if given.ndim > 1:
+        raise ValueError(
+            f"{argument} must be a number or one-dimensional, got the shape {list(given.shape)}; "
+            f"what changes with time is a curve: ax.plot"
+        )
+    found = finite(argument, given.reshape(-1))
     return [*dict.fromkeys(map(float, found))]
 
 

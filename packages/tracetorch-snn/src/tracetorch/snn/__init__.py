@@ -17,7 +17,7 @@ from tracetorch.snn import (
 )
 from tracetorch.snn.adaptation import Adaptation
 from tracetorch.snn.delay import Delay
-from tracetorch.snn.firing import BINARY, SCALED, TERNARY, Firing
+from tracetorch.snn.firing import BINARY, SCALED, TERNARY, Fired, Firing
 from tracetorch.snn.layer import LeakyIntegrator
 from tracetorch.snn.layers import (
     DLI,
@@ -96,6 +96,7 @@ __all__ = [
     "TERNARY",
     "Adaptation",
     "Delay",
+    "Fired",
     "Firing",
     "Layer",
     "LeakyIntegrator",

@@ -23,6 +23,12 @@ class Fired(NamedTuple):
         out: what is emitted.
         spikes: those of each threshold, none negative.
         taken: what they take off the membrane where a reset subtracts.
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(2)
+        >>> Fired(ones, (ones, 0 * ones), 0.5 * ones).number
+        tensor([1., 1.])
     """
 
     out: Tensor
