@@ -40,7 +40,7 @@ FIRING = [None, None, snn.BINARY, snn.TERNARY, snn.SCALED]
 
 def test_the_table_of_the_thirty_two_reads_itself() -> None:
     found = []
-    for first, *cells in table(read("README.md"), COLUMNS):
+    for first, *cells in table(read("docs/at-a-glance.md"), COLUMNS):
         ideas = set(re.findall(r"\b[DSR]\b", first.replace("*", " ")))
         for column, cell in enumerate(cells):
             if not cell:
@@ -64,21 +64,23 @@ def test_the_table_of_the_thirty_two_reads_itself() -> None:
 
 def test_what_to_install_is_what_there_is() -> None:
     said = {
-        name for _, run in table(read("README.md"), "| for | run |") for name in run.split()[2:]
+        name
+        for _, run in table(read("docs/install.md"), "| for | run |")
+        for name in run.split()[2:]
     }
     folders = {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
     assert {name.strip('`"').split("[")[0] for name in said} == folders
 
 
 def test_the_recurrent_layers_are_named() -> None:
-    (row,) = [row for row in table(read("README.md"), "| for | run |") if "rnn" in row[1]]
+    (row,) = [row for row in table(read("docs/install.md"), "| for | run |") if "rnn" in row[1]]
     assert row[0].split(", ") == [cls.__name__ for cls in rnn.LAYERS]
 
 
 def test_the_calls_of_a_model_are_there() -> None:
     calls = [
         (name, arguments)
-        for first, _ in table(read("README.md"), "| call | does |")
+        for first, _ in table(read("docs/at-a-glance.md"), "| call | does |")
         for name, arguments in re.findall(r"(\w+)\(([^)]*)\)", first)
     ]
     assert len(calls) > 10
