@@ -205,7 +205,8 @@ class LeakyIntegrator(Layer):
         if name in ("spike_fn", "quant_fn") and not isinstance(value, nn.Module):
             # torch refuses a function in the place of a module
             value = self._checked_function(name, value, sigmoid if name == "spike_fn" else rounding)
-            self._modules.pop(name, None)
+            if isinstance(getattr(self, name, None), nn.Module):
+                delattr(self, name)
         super().__setattr__(name, value)
 
     def spike(self, u: Tensor) -> Tensor:
