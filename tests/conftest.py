@@ -67,3 +67,46 @@ def build() -> Callable[..., tt.Layer]:
 def name(request: pytest.FixtureRequest) -> str:
     """The name of each of the 40 layers, and of two that a user wrote."""
     return str(request.param)
+
+
+# ------------------------------------------------------------------ examples
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[..., None]]]:
+    """``in_process(script)(*options)``: what it does on its command line, in this process."""
+
+    def main(script: types.ModuleType) -> Callable[..., None]:
+        def call(*options: object) -> None:
+            monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, options)])
+            script.main()
+
+        return call
+
+    threads = torch.get_num_threads()
+    yield main
+    torch.set_num_threads(threads)
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(_equal(one[key], other[key]) for key in one)
+        )
+    if isinstance(one, (list, tuple)):
+        return (
+            isinstance(other, (list, tuple))
+            and len(one) == len(other)
+            and all(map(_equal, one, other))
+        )
+    return one == other
+
+
+@pytest.fixture
+def equal() -> Callable[[object, object], bool]:
+    """``equal(one, other)``: nested dicts, lists and tensors, bit for bit."""
+    return _equal

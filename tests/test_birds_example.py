@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -38,16 +38,12 @@ def module(birds: ModuleType) -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture
-def main(birds: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    birds: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["birds.py", *map(str, options)])
-        birds.main()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(birds)
 
 
 @pytest.fixture(scope="module")
@@ -470,6 +466,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     outputs: tuple[object, ...],
     tmp_path: Path,
     kind: str,
+    equal: Callable[[object, object], bool],
 ) -> None:
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     common = ("--data", written, "--model", kind, "--batch", 6, *outputs)
@@ -480,17 +477,6 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     main(*common, "--epochs", 3, "--checkpoint", parts, "--resume")
     assert equal(torch.load(whole), torch.load(parts))
     assert (tmp_path / "submission.csv").read_bytes() == submission
-
-
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import ModuleType
@@ -40,16 +40,12 @@ def models(byte_lm: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
-def main(byte_lm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    byte_lm: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["byte_lm.py", *map(str, options)])
-        byte_lm.main()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(byte_lm)
 
 
 @pytest.fixture
@@ -309,17 +305,6 @@ def test_it_learns_measures_and_writes(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ checkpoints
 
 
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 def saved(file: Path) -> dict[str, object]:
     """All of a checkpoint but what the clock says."""
     content = torch.load(file)
@@ -332,7 +317,11 @@ def saved(file: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["mamba", "spiking", "lstm"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    main: Callable[..., None], text: Path, tmp_path: Path, kind: str
+    main: Callable[..., None],
+    text: Path,
+    tmp_path: Path,
+    kind: str,
+    equal: Callable[[object, object], bool],
 ) -> None:
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     common = (*TINY, "--model", kind, "--data", text, "--figure", tmp_path / "figure.png")

@@ -6,7 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -37,16 +37,12 @@ def actor_critic(cartpole: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
-def main(cartpole: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    cartpole: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["cartpole.py", *map(str, options)])
-        cartpole.main()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(cartpole)
 
 
 # ------------------------------------------------------------------ poles
@@ -231,20 +227,9 @@ def test_it_learns_and_says_how_well(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ checkpoints
 
 
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 @pytest.mark.parametrize("policy", ["gru", "spiking"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    main: Callable[..., None], tmp_path: Path, policy: str
+    main: Callable[..., None], tmp_path: Path, policy: str, equal: Callable[[object, object], bool]
 ) -> None:
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     common = (*TINY, "--policy", policy, "--figure", tmp_path / "figure.png")

@@ -8,7 +8,7 @@ import re
 import struct
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -59,17 +59,14 @@ def nets(events: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
-def main(events: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    events: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["events.py", *map(str, options)])
-        events.main()
-
     monkeypatch.setattr(events, "HELD_OUT", 80)
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(events)
 
 
 # ------------------------------------------------------------------ moving shapes
@@ -496,19 +493,8 @@ def test_it_learns_and_says_what_it_takes(
 # ------------------------------------------------------------------ checkpoints
 
 
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    main: Callable[..., None], tmp_path: Path
+    main: Callable[..., None], tmp_path: Path, equal: Callable[[object, object], bool]
 ) -> None:
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     common = (*TINY, "--shuffle-time", "--figure", tmp_path / "figure.png")

@@ -8,7 +8,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -35,16 +35,12 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def main(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    example: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", [f"{example.__name__}.py", *map(str, options)])
-        example.main()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(example)
 
 
 def script(name: str, *options: object) -> subprocess.CompletedProcess[str]:
@@ -137,17 +133,6 @@ RUNS = {
 }
 
 
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 @pytest.mark.parametrize("example", RUNS, indirect=True)
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     example: ModuleType,
@@ -155,6 +140,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    equal: Callable[[object, object], bool],
 ) -> None:
     write_mnist(tmp_path)
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"

@@ -6,7 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -31,17 +31,14 @@ def tones(resonate: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
-def main(tones: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    tones: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
     monkeypatch.setattr(tones, "speed", lambda _neurons, _batch: "not measured")
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["tones.py", *map(str, options)])
-        tones.main()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(tones)
 
 
 # ------------------------------------------------------------------ the layer
@@ -132,19 +129,8 @@ def test_resonating_neurons_tell_pitches_that_leaky_ones_do_not(tmp_path: Path) 
 # ------------------------------------------------------------------ checkpoints
 
 
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    main: Callable[..., None], tmp_path: Path
+    main: Callable[..., None], tmp_path: Path, equal: Callable[[object, object], bool]
 ) -> None:
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     common = (*TINY, "--figure", tmp_path / "figure.png")

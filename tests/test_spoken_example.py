@@ -8,7 +8,7 @@ import re
 import sys
 import wave
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -60,16 +60,12 @@ def listening(listen: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
-def main(listen: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(
+    listen: ModuleType,
+    in_process: Callable[[ModuleType], Callable[..., None]],
+) -> Callable[..., None]:
     """``main(*options)``: what the script does on its command line, in this process."""
-
-    def call(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["listen.py", *map(str, options)])
-        listen.main()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
+    return in_process(listen)
 
 
 HEADER = """#a comment
@@ -541,17 +537,6 @@ def parts(file: Path) -> dict[str, object]:
     return saved
 
 
-def equal(one: object, other: object) -> bool:
-    """Nested dicts, lists and tensors, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     main: Callable[..., None],
@@ -560,6 +545,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
+    equal: Callable[[object, object], bool],
 ) -> None:
     whole, stopped = tmp_path / "whole.pt", tmp_path / "stopped.pt"
     monkeypatch.setattr(listening, "SAVE_EVERY", 2)

@@ -113,8 +113,9 @@ def device(text: str) -> torch.device:
         torch.zeros(1, device=text).item()
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise argparse.ArgumentTypeError(f"{text!r} is not usable here: {why}") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable here: {first_line(error)}"
+        ) from error
 
 
 def folder(text: str) -> Path:
@@ -214,12 +215,16 @@ def saved_values(file: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # torch's own are of many kinds, and their words of many lines
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint: {why}") from error
+        raise ValueError(f"{file} cannot be read as a checkpoint: {first_line(error)}") from error
     values = content.get("values") if isinstance(content, dict) else None
     if not isinstance(values, dict) or "settings" not in values:
         raise ValueError(f"{file} is no checkpoint of a run")
     return values
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says; its kind, if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

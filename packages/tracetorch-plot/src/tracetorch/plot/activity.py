@@ -249,8 +249,8 @@ def activity(
         raise ValueError(f"neurons must be at most {CURVES}, got {neurons!r}")
     busiest = np.argsort(-np.count_nonzero(fired, axis=0), kind="stable")[:neurons]
     across = levels("threshold", threshold)
-    if threshold is not None and numbers("threshold", threshold).shape == fired.shape[1:]:
-        across = [*dict.fromkeys(numbers("threshold", threshold)[busiest].tolist())]
+    if threshold is not None and (own := numbers("threshold", threshold)).shape == fired.shape[1:]:
+        across = [*dict.fromkeys(own[busiest].tolist())]
     figure, grid = style.panels(figure, 2, 1, (9.0, 5.0), sharex=True, height_ratios=(3, 2))
     above, below = grid[:, 0]
     raster(fired, ax=above).set_xlabel("")
