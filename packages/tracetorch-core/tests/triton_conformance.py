@@ -65,6 +65,7 @@ def results(
     asked: Iterable[str] | None = None,
     reached: Sequence[str] | None = None,
     record: Sequence[str] = (),
+    resets: Tensor | None = None,
 ) -> Results:
     """Outputs, final and recorded states, gradients of a weighted sum of all; from incoming states.
 
@@ -85,7 +86,7 @@ def results(
     layer.set_states({name: sources[name] for name in layer.tt.states})
     with tt.backends.use(backend):
         with tt.record(layer, *record, detach=False) if record else nullcontext({}) as recorded:
-            y = layer.unroll(sources["x"])
+            y = layer.unroll(sources["x"], resets)
         found = {"y": y, **{f"final {name}": s for name, s in layer.get_states().items()}}
         found |= {f"every {name}": values for name, values in recorded.items()}
         weights = {name: torch.randn(v.shape).to(v) for name, v in found.items()}
@@ -120,6 +121,17 @@ def assert_all_alike(
     got = results(layer, x, "triton", **options)
     for other in ("eager", "cpp"):
         assert_close(got, results(layer, x, other, **options), rtol, exact)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 4, 3)])
+@pytest.mark.parametrize("steps", [PERIOD, 70])
+@pytest.mark.parametrize("make", [testing.Trace, testing.AdaptiveLIF])
+def test_samples_that_restart(make: type[tt.Layer], steps: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    resets = torch.rand(steps, shape[0]) < 0.1
+    resets[[0, PERIOD - 1]] = True
+    x = torch.randn(steps, *shape, dtype=torch.float64)
+    assert_all_alike(make(4, dim=1).double(), x, 1e-12, resets=resets)
 
 
 @pytest.mark.parametrize("steps", [1, 2, PERIOD - 1, PERIOD, PERIOD + 1, 70])

@@ -7,7 +7,9 @@ engine does not take runs by the layer's own ``step``, or its own ``sequence``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,13 +23,13 @@ from tracetorch.engine import serving
 from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
 from tracetorch.errors import StateError
-from tracetorch.layer_states import standing
+from tracetorch.layer_states import fitted_resets, standing
 from tracetorch.modules import hooked
 from tracetorch.passage import refuse_strangers
 from tracetorch.randomness import RANDOM, after
 from tracetorch.reasons import Reason, Unfused
 from tracetorch.recomputation import refuse_plain_recomputation
-from tracetorch.states import alike, moved
+from tracetorch.states import alike, any_restarts, moved
 from tracetorch.timestep import (
     answered,
     begun,
@@ -105,17 +107,21 @@ class Unrolled(NamedTuple):
     recorded: Mapping[str, Tensor] | None
 
 
-def unrolled(layer: Any, x: Tensor, record: Sequence[str] = ()) -> Unrolled:
+def unrolled(
+    layer: Any, x: Tensor, record: Sequence[str] = (), resets: Tensor | None = None
+) -> Unrolled:
     """A whole sequence; the states are the final ones, or those from before.
 
     Args:
         layer: a layer.
         x: ``[T, …]``.
         record: names of states that are wanted after every timestep.
+        resets: which samples restart before which timesteps, boolean ``[T, B]``.
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor.
-        StateError: ``x`` is no sequence that fits, or a timestep fails.
+        TypeError: ``x`` is no floating-point tensor, or ``resets`` no boolean one.
+        StateError: ``x`` is no sequence that fits, ``resets`` has another shape, or a timestep
+            fails.
     """
     if not torch.compiler.is_compiling():
         refuse_strangers(layer)
@@ -126,18 +132,42 @@ def unrolled(layer: Any, x: Tensor, record: Sequence[str] = ()) -> Unrolled:
             layer, f"unroll takes [T, …] with time first and at least one timestep, got {got}"
         )
     check_input(layer, x[0])
+    if resets is not None:
+        resets = fitted_resets(layer, resets, x)
     before = layer.tt.states
     try:
-        found = _at_once(layer, x, tuple(record))
+        found = _at_once(layer, x, tuple(record), resets)
         if found is None:
-            found = Unrolled(torch.stack([layer(timestep) for timestep in x]), None)
+            found = Unrolled(torch.stack([*timesteps(layer, x, resets)]), None)
         return found
     except BaseException:
         layer.tt.states = before
         raise
 
 
-def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
+def timesteps(
+    model: Any,
+    x: Tensor,
+    resets: Tensor | None,
+    call: Callable[[Any, Tensor], Any] | None = None,
+) -> Iterator[Any]:
+    """Outputs of a layer or model timestep by timestep: the definition.
+
+    Args:
+        model: whose states restart.
+        x: ``[T, …]``.
+        resets: which samples restart before which timesteps, ``[T, B]``.
+        call: what makes an output of it and a timestep, where that is not a call of it.
+    """
+    for t, now in enumerate(x):
+        if resets is not None and any_restarts(resets[t]):
+            model.zero_states(resets[t])
+        yield model(now) if call is None else call(model, now)
+
+
+def _at_once(
+    layer: Any, x: Tensor, record: tuple[str, ...], resets: Tensor | None
+) -> Unrolled | None:
     """The sequence by the layer's own method or a kernel; None where it has to be stepped."""
     if chosen() == EAGER or mode.transformed():
         return None
@@ -148,13 +178,13 @@ def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
     why = None
     if not hasattr(type(layer).sequence, "standard"):
         why = Reason(Unfused.RECORDED) if record else _outdated(layer)
-        y = None if why is not None else _by_its_own(layer, x)
+        y = None if why is not None else _by_its_own(layer, x, resets)
         if y is not None:
             return Unrolled(y, {})
     parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
     request = _request(layer, x, x[0], parameters, single=False)
-    if record or why is not None:
-        request = request._replace(recorded=record, besides=why)
+    if record or why is not None or resets is not None:
+        request = request._replace(recorded=record, besides=why, resets=resets)
     answer = serving.unroll(request)
     if answer is None:
         return None
@@ -162,15 +192,46 @@ def _at_once(layer: Any, x: Tensor, record: tuple[str, ...]) -> Unrolled | None:
     return Unrolled(answer.y, dict(zip(record, answer.recorded, strict=True)))
 
 
-def _by_its_own(layer: Any, x: Tensor) -> Tensor | None:
-    """By the method ``sequence`` of its class; None where a kernel, or its steps, are to do it."""
+def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
+    """By the method ``sequence`` of its class; None where a kernel, or its steps, are to do it.
+
+    A method that cannot restart samples goes from restart to restart.
+    """
+    if resets is None or _restarts(type(layer).sequence):
+        return _sequence(layer, x, resets)
+    if torch.compiler.is_compiling():  # where they are, a graph cannot depend on
+        return None
+    before, ys = layer.tt.states, []
+    starts = {0, *resets.any(1).nonzero().flatten().tolist()}
+    for start, stop in itertools.pairwise([*sorted(starts), len(x)]):
+        layer.zero_states(resets[start])
+        y = _sequence(layer, x[start:stop], None)
+        if y is None:
+            layer.tt.states = before
+            return None
+        ys.append(y)
+    return torch.cat(ys)
+
+
+@functools.cache
+def _restarts(sequence: Callable[..., object]) -> bool:
+    """Whether a method ``sequence`` takes which samples restart."""
+    return "resets" in inspect.signature(sequence).parameters
+
+
+_restarts._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _sequence(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
+    """What its ``sequence`` gives, the final states put in place."""
     declared, place = layer.tt.declaration, layer.dim % (x.ndim - 1)
     dtype = promoted(layer, x.dtype)
     old = begun(layer, x[0], dtype)
     last = moved(x, place + 1, x.ndim - 1).to(dtype)
     parameters = declared.parameter_fields(*_as(dtype, _effective(layer, layer.tt)))
     unwritten = versions(layer, last, old)
-    found = layer.sequence(declared.state_fields(*old), last, parameters)
+    restarts = {} if resets is None else {"resets": resets}
+    found = layer.sequence(declared.state_fields(*old), last, parameters, **restarts)
     refuse_writes(layer, "sequence", unwritten)
     if found is None:
         return None

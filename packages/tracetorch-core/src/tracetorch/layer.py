@@ -165,7 +165,9 @@ class Layer(Stateful):
         A layer without it runs its ``step`` in a kernel where that can be, else in a loop. It is
         not asked where steps are wanted: under ``tt.backends.use("eager")``, with hooks or a
         ``forward`` of the layer's own, within transforms of torch, where its states are recorded,
-        and where a subclass has another ``step``.
+        and where a subclass has another ``step``. Where samples restart within the sequence, a
+        method that takes ``resets`` as well (boolean ``[T, B]``, or None) is given them, any other
+        is called from restart to restart.
 
         Args:
             states: the states to begin with by attribute, as in :meth:`step`.
@@ -198,17 +200,25 @@ class Layer(Stateful):
         passage = self.tt.passage
         return called(self, x) if passage is None else passage.call(self, x)
 
-    def unroll(self, x: Tensor) -> Tensor:
+    def unroll(self, x: Tensor, resets: Tensor | None = None) -> Tensor:
         """A whole sequence: the outputs, gradients and final states of calling it step by step.
 
         Args:
             x: ``[T, …]``, time first, at least one timestep.
+            resets: boolean ``[T, B]``: before timestep t the samples restart where ``resets[t]`` is
+                true, as by ``zero_states(resets[t])``. B is dimension 0 of a timestep.
 
         Returns:
             Outputs ``[T, …]``. If a timestep fails, the states are as they were before.
+
+        Raises:
+            TypeError: ``x`` is no floating-point tensor, or ``resets`` no boolean one.
+            StateError: ``x`` or ``resets`` does not fit the layer or the standing states.
         """
         passage = self.tt.passage
-        return unrolled(self, x).y if passage is None else passage.unroll(self, x)
+        if passage is None:
+            return unrolled(self, x, resets=resets).y
+        return passage.unroll(self, x, resets)
 
     def kernel_source(
         self,

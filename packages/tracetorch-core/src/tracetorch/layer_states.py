@@ -22,6 +22,7 @@ from tracetorch.states import (
     StateSpec,
     checked_index,
     checked_mask,
+    checked_resets,
     checked_states,
     compared,
     keep_where,
@@ -174,6 +175,29 @@ def _fitted(layer: Any, mask: Tensor, name: str, state: Tensor) -> Tensor:
             f"{list(state.shape)} has a batch of {state.shape[0]}",
         )
     return mask.to(state.device)
+
+
+def fitted_resets(layer: Any, resets: object, x: Tensor) -> Tensor:
+    """Which samples of a layer's sequence restart before which timesteps, on its device.
+
+    Raises:
+        TypeError: ``resets`` is no boolean tensor.
+        StateError: it has another shape than the sequence's time and batch.
+    """
+    resets = checked_resets(resets)
+    if layer.dim % (x.ndim - 1) == 0:
+        raise StateError(
+            layer,
+            f"an input of {list(x.shape)} is unbatched (its neurons are at dimension 0 of a "
+            f"timestep) and takes no resets; add a batch dimension to the input",
+        )
+    if resets.shape != x.shape[:2]:
+        raise StateError(
+            layer,
+            f"resets must have an entry for each timestep and sample of x, {list(x.shape[:2])}, "
+            f"got the shape {list(resets.shape)}",
+        )
+    return resets.to(x.device)
 
 
 def _unbatched(layer: Any, name: str, state: Tensor, what: str) -> StateError:

@@ -235,6 +235,7 @@ class Model(Boundary):
         *,
         time_dim: int = 0,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         chunk_size: int | None = None,
         detach_every: int | None = None,
         recompute: bool = False,
@@ -247,6 +248,9 @@ class Model(Boundary):
             time_dim: which dimension of ``x`` is time, and of the outputs.
             lengths: integers ``[B]`` in 0…T: after its own length a sample's states stand still
                 and its outputs are zero.
+            resets: booleans ``[T, B]``, or ``[B, T]`` where ``time_dim`` is not 0: the samples for
+                which ``resets[t]`` is true restart before timestep t, as by
+                ``zero_states(resets[t])``.
             chunk_size: how many timesteps are processed at a time, at least 1.
             detach_every: cut the states from the graph between every so many timesteps (truncated
                 back-propagation through time), counted from the start of this call. The final
@@ -265,13 +269,14 @@ class Model(Boundary):
 
         Raises:
             TypeError: an argument is of the wrong kind.
-            ValueError: an argument is out of range, or a state has no batch for ``lengths``.
+            ValueError: an argument is out of range, or a state has no batch for ``lengths`` or
+                ``resets``.
             FoldError: ``fold=True`` or ``recompute=True`` and the model has to be stepped; or
                 ``forward`` has begun to change something outside of layers, after it was decided
                 that it does not.
             RuntimeError: another thread is in a call of this model.
         """
-        options = Options(time_dim, lengths, chunk_size, detach_every, recompute, fold)
+        options = Options(time_dim, lengths, resets, chunk_size, detach_every, recompute, fold)
         if torch.compiler.is_compiling():
             return unrolled(self, x, options)
         with self.tt.alone(self):

@@ -27,7 +27,7 @@ class Passage(Protocol):
         """What a call of the layer returns."""
         raise NotImplementedError
 
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor, resets: Tensor | None) -> Tensor:
         """What the layer's ``unroll`` returns."""
         raise NotImplementedError
 

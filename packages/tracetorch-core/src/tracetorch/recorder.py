@@ -204,7 +204,7 @@ class Recorder(Passage):
             raise
         return y
 
-    def unroll(self, layer: Layer, x: Tensor) -> Tensor:
+    def unroll(self, layer: Layer, x: Tensor, resets: Tensor | None) -> Tensor:
         """A whole sequence, kept: its kernel gives out the states."""
         self._refuse(layer)
         states = tuple(name for name in self._names if name in layer.tt.declaration.states)
@@ -213,7 +213,7 @@ class Recorder(Passage):
             if isinstance(x, Tensor) and x.ndim > 1 and not restored():
                 for listener in self.listeners:
                     listener.admit(layer, x)
-            found = unrolled(layer, x, states)
+            found = unrolled(layer, x, states, resets)
             if found.recorded is not None:
                 self._put(layer, x, found.y, found.recorded, each=False)
         except BaseException:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tracetorch import mode
+
 
 @dataclass(frozen=True)
 class StateSpec:
@@ -117,6 +119,19 @@ def checked_mask(mask: object) -> Tensor:
     if mask.ndim != 1:
         raise ValueError(f"mask must have one dimension, the batch, got shape {list(mask.shape)}")
     return mask
+
+
+def checked_resets(resets: object) -> Tensor:
+    """Which samples restart before which timesteps, booleans; TypeError otherwise."""
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        got = resets.dtype if isinstance(resets, Tensor) else repr(resets)
+        raise TypeError(f"resets must be a boolean tensor over time and batch, got {got}")
+    return resets
+
+
+def any_restarts(mask: Tensor) -> bool:
+    """Whether there is anything to do; a graph that is being made is for any mask."""
+    return torch.compiler.is_compiling() or mode.transformed() or bool(mask.any())
 
 
 def checked_index(index: object) -> Tensor:

@@ -12,6 +12,7 @@ from importlib.resources import files
 
 import torch
 
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.graph import CONST, INPUT, RANDOM, Node, draws_of, ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.naming import Names
@@ -33,8 +34,8 @@ def render(kernel: Kernel) -> str:
 
     ``pointers`` lead to what ``kernel.pointers`` lists. A state or its gradient that is null is
     zero; a kept state, output state or gradient that is null is not written. ``sizes``: T, L,
-    neurons, lanes between two neurons, then 0 or 1 for each parameter that is one value or one per
-    neuron.
+    neurons, lanes between two neurons, 0 or 1 for each parameter that is one value or one per
+    neuron, lanes of a sample.
     """
     sums = "".join(_sum(kernel, name) for name in kernel.summed) if kernel.backward else ""
     body = _Backward(kernel).text() if kernel.backward else _Forward(kernel).text()
@@ -169,6 +170,17 @@ class _Direction(Writer):
                 "    mixed_lanes[i] = random_lane(random, lane + i, sizes[2], sizes[3]);",
             )
 
+        self.say(
+            1,
+            f"const Restarts restarts((const uint8_t *)pointers[{self.at[RESETS]}], "
+            f"sizes[{4 + len(self.traced.parameters)}], lanes, lane, rest);",
+        )
+
+    def restart(self, depth: int, time: str, arrays: Sequence[str]) -> None:
+        """Zeros in these, in lanes of the samples that restart before a timestep."""
+        if arrays:
+            self.say(depth, f"restarts.clear({time}, {', '.join(arrays)});")
+
     def keys(self, depth: int, outputs: Mapping[str, Node]) -> None:
         """What this timestep's random numbers have in common, for each that it draws."""
         for node in sorted(draws_of(outputs.values()), key=lambda node: node.label):
@@ -248,6 +260,7 @@ class _Forward(_Direction):
             large = f"rest % CHUNK == 0 && past_caches({place}, steps, lanes)"
             self.say(1, f"const bool streams{index} = {large};")
         self.say(1, "for (int64_t t = 0; t < steps; ++t) {")
+        self.restart(2, "t", [self.array("now", name) for name in states])
         if kept:
             self.say(2, "if (t % PERIOD == 0) {")
             for name in kept:
@@ -320,6 +333,7 @@ class _Backward(_Direction):
         outputs = {f"new {name}": self.traced.forward[f"new {name}"] for name in kept}
         write = {f"new {name}": f"{self.array('past', name)}[j + 1][i] = {{}};" for name in kept}
         self.lanes(3, outputs, self._reads(kept), write)
+        self.restart(3, "t + 1", [f"{self.array('past', name)}[j + 1]" for name in kept])
         self.say(2, "}")
 
     def _reads(self, kept: Sequence[str]) -> dict[str, str]:
@@ -355,6 +369,7 @@ class _Backward(_Direction):
             if node is None:
                 here = self.gradients[name.removeprefix("grad ")]
                 self.say(3, f"memset({here}, 0, sizeof {here});")
+        self.restart(3, "t", [*self.gradients.values()])
         self.say(2, "}")
         for here in self.sums.values():
             self.say(2, f"for (int i = 0; i < width; ++i) {here}[i] += part_{here}[i];")

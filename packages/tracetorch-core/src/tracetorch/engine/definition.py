@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tracetorch.engine.aside import Aside
 from tracetorch.engine.request import Subject
 from tracetorch.engine.standin import Scene
 from tracetorch.randomness import Drawing, after
+from tracetorch.states import restarted
 
 
 class Definition:
@@ -38,7 +40,7 @@ class Definition:
         self,
         real: torch.dtype,
         inputs: Sequence[Tensor],
-        random: Tensor | None,
+        aside: Aside,
         single: bool,
         recorded: Sequence[int],
     ) -> list[Tensor]:
@@ -47,7 +49,7 @@ class Definition:
         Args:
             real: what it computes in.
             inputs: x, the states, parameters and weights.
-            random: seed and count of the random numbers, if it draws any.
+            aside: what has no gradient.
             single: x is one timestep, without a dimension of time.
             recorded: which of the states are wanted after every timestep.
         """
@@ -60,9 +62,12 @@ class Definition:
         with self._lock:
             self._scene.given = dict(zip(self._weights, weights, strict=True))
             for t, timestep in enumerate((x,) if single else x):
+                if aside.resets is not None:
+                    mask = aside.resets[t].bool()
+                    now = [restarted(state, mask) for state in now]
                 inflow = timestep.movedim(dim, -1).to(real)
-                if random is not None:
-                    self._scene.stream = Drawing(after(random, t), inflow.shape)
+                if aside.random is not None:
+                    self._scene.stream = Drawing(after(aside.random, t), inflow.shape)
                 new, y = self._scene.root.step(self._declared.state_fields(*now), inflow, p)
                 now = [new[state] for state in self._states]
                 ys.append(y.movedim(-1, dim).to(x.dtype))

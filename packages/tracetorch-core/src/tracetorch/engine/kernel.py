@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.trace import Traced
 from tracetorch.randomness import RANDOM
 
@@ -50,18 +51,23 @@ class Kernel:
         ``[ceil(T / period), L]``, parameters ``[neurons]`` or one value; ``grad x`` is a sequence,
         gradients of states are as these, those of parameters as the parameters; each of the latter
         has a ``lanes grad`` ``[L]`` to be summed from. Where random numbers are drawn, their seed
-        and count ``[2]``.
+        and count ``[2]``; which samples restart before which timesteps, ``[T, samples]``, or null.
         """
-        random = (RANDOM,) if self.traced.random else ()
+        aside = (RANDOM, RESETS) if self.traced.random else (RESETS,)
         states, kept = self.traced.states, [f"kept {name}" for name in self.remembered]
         if not self.backward:
             ends = [f"new {name}" for name in states]
             ends += [f"every {name}" for name in self.recorded]
-            return ("x", "y", *states, *ends, *kept, *self.traced.parameters, *random)
+            return ("x", "y", *states, *ends, *kept, *self.traced.parameters, *aside)
         ends = [f"grad new {name}" for name in states]
         ends += [f"grad every {name}" for name in self.recorded]
         lanes = [f"lanes {name}" for name in self.summed]
-        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted, *lanes, *random)
+        return ("x", "grad y", *ends, *kept, *self.traced.parameters, *self.wanted, *lanes, *aside)
+
+    @property
+    def sizes(self) -> int:
+        """How many sizes it takes: T, L, neurons, lanes between two; a parameter's; a sample's."""
+        return 4 + len(self.traced.parameters) + 1
 
     @cached_property
     def summed(self) -> tuple[str, ...]:
@@ -73,4 +79,6 @@ class Kernel:
         """The type in memory of what a pointer leads to."""
         if label == RANDOM:
             return torch.int64
+        if label == RESETS:
+            return torch.uint8
         return self.stored if label in ("x", "y", "grad x", "grad y") else self.real

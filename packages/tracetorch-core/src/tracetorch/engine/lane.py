@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tracetorch import mode
 from tracetorch.engine import operators
+from tracetorch.engine.aside import NOTHING
 from tracetorch.engine.operators import Served
 from tracetorch.engine.reads import Reads
 from tracetorch.engine.request import Request
@@ -87,5 +88,5 @@ class Lane:
     ) -> Sequence[Tensor]:
         """The output and the new states of a timestep that fits."""
         if self._differentiates:
-            return operators.run(self._by, x, [*states], parameters, None, single=True)
+            return operators.run(self._by, x, [*states], parameters, NOTHING, single=True)
         return self._by.plan.timestep(x, [*states], parameters, self._sizes)

@@ -27,7 +27,7 @@ def launcher(kernel: Kernel) -> Launch:
     Raises:
         BuildError: it cannot be compiled or loaded here.
     """
-    return _launch(cpp.render(kernel), len(kernel.pointers), 4 + len(kernel.traced.parameters))
+    return _launch(cpp.render(kernel), len(kernel.pointers), kernel.sizes)
 
 
 def scan_launcher(kernel: ScanKernel) -> Launch:

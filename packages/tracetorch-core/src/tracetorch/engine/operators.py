@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tracetorch.engine.aside import Aside
 from tracetorch.engine.definition import Definition
 from tracetorch.engine.program import Plan, registered
 from tracetorch.mode import Way, batched, transformed, way
 
 _library: Any = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    "unroll(Tensor x, Tensor[] states, Tensor[] parameters, Tensor? random, str program, "
+    "unroll(Tensor x, Tensor[] states, Tensor[] parameters, Tensor?[] aside, str program, "
     "bool[] wanted) -> Tensor[]"
 )
 _library.define(
     "unroll_backward(Tensor x, Tensor?[] cotangents, Tensor[] kept, Tensor[] parameters, "
-    "Tensor? random, str program, bool[] wanted) -> Tensor[]"
+    "Tensor?[] aside, str program, bool[] wanted) -> Tensor[]"
 )
 
 _definitions: weakref.WeakValueDictionary[str, Definition] = weakref.WeakValueDictionary()
@@ -50,14 +51,14 @@ def run(
     x: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    random: Tensor | None,
+    aside: Aside,
     single: bool = False,
 ) -> Sequence[Tensor]:
     """``y``, new and recorded states of a sequence, or of one timestep, directly."""
     if any(by.plan.flags):
-        fused: Sequence[Tensor] = _Fused.apply(by, single, random, x, *states, *parameters)
+        fused: Sequence[Tensor] = _Fused.apply(by, single, aside, x, *states, *parameters)
         return fused
-    return by.plan.forward(x, states, parameters, random, single)
+    return by.plan.forward(x, states, parameters, aside, single)
 
 
 class _Fused(torch.autograd.Function):
@@ -65,12 +66,12 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, by: Served, single: bool, random: Tensor | None, x: Tensor, *rest: Tensor
+        ctx: Any, by: Served, single: bool, aside: Aside, x: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         plan, count = by.plan, len(by.plan.program.traced.states)
         states, parameters = rest[:count], rest[count:]
-        outputs = plan.forward(x, states, parameters, random, single)
-        ctx.by, ctx.single, ctx.random = by, single, random
+        outputs = plan.forward(x, states, parameters, aside, single)
+        ctx.by, ctx.single, ctx.aside = by, single, aside
         ctx.set_materialize_grads(False)
         tracked = tuple(ctx.needs_input_grad[3:])
         constant = plan.constant(tracked, not single and len(x) > 1)
@@ -80,7 +81,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        found = _gradients(ctx.by, ctx.single, ctx.random, saved_by(ctx), cotangents)
+        found = _gradients(ctx.by, ctx.single, ctx.aside, saved_by(ctx), cotangents)
         return None, None, None, *found
 
 
@@ -107,7 +108,7 @@ def saved_by(ctx: Any) -> Sequence[Tensor]:
 def _gradients(
     by: Served,
     single: bool,
-    random: Tensor | None,
+    aside: Aside,
     saved: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
@@ -117,17 +118,17 @@ def _gradients(
     states = 1 + len(plan.program.traced.states)
     x, parameters, kept = saved[0], saved[states:inputs], saved[inputs:]
     if torch.is_grad_enabled() or transformed() or batched(cotangents):
-        return _replay(by, single, random, saved[:inputs], cotangents)
+        return _replay(by, single, aside, saved[:inputs], cotangents)
     if single:
         kept = plan.remembered(saved[1:states])
-        found = plan.backward(x, cotangents, kept, parameters, random, single)
+        found = plan.backward(x, cotangents, kept, parameters, aside, single)
         return plan.placed(found, cotangents, False)
     again = len(x) > 1
     if way(saved) is Way.DIRECT:
-        found = plan.backward(x, cotangents, kept, parameters, random, single)
+        found = plan.backward(x, cotangents, kept, parameters, aside, single)
         return plan.placed(found, cotangents, again)
     found = torch.ops.tracetorch.unroll_backward(
-        x, list(cotangents), kept, parameters, random, plan.program.name, list(plan.flags)
+        x, list(cotangents), kept, parameters, list(aside), plan.program.name, list(plan.flags)
     )
     return plan.placed(found, cotangents, again)
 
@@ -135,7 +136,7 @@ def _gradients(
 def _replay(
     by: Served,
     single: bool,
-    random: Tensor | None,
+    aside: Aside,
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
@@ -148,7 +149,7 @@ def _replay(
     with torch.enable_grad():
         # under names of their own: a state may have come from the same x and parameters
         inputs = [tensor.view_as(tensor) for tensor in inputs]
-        ends = by.definition.run(by.plan.program.real, inputs, random, single, by.plan.recorded)
+        ends = by.definition.run(by.plan.program.real, inputs, aside, single, by.plan.recorded)
     return differentiated(ends, cotangents, inputs, by.plan.flags, torch.is_grad_enabled())
 
 
@@ -189,22 +190,23 @@ def _unroll(
     x: Tensor,
     states: list[Tensor],
     parameters: list[Tensor],
-    random: Tensor | None,
+    aside: list[Tensor | None],
     program: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    return registered(program).plan(tuple(wanted)).forward(x, states, parameters, random, False)
+    plan = registered(program).plan(tuple(wanted))
+    return plan.forward(x, states, parameters, Aside(*aside), False)
 
 
 def _unroll_shapes(
     x: Tensor,
     states: list[Tensor],
     parameters: list[Tensor],
-    random: Tensor | None,
+    aside: list[Tensor | None],
     program: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    del parameters, random
+    del parameters, aside
     return registered(program).plan(tuple(wanted)).outputs(x, states, False)
 
 
@@ -213,12 +215,12 @@ def _unroll_backward(
     cotangents: list[Tensor | None],
     kept: list[Tensor],
     parameters: list[Tensor],
-    random: Tensor | None,
+    aside: list[Tensor | None],
     program: str,
     wanted: list[bool],
 ) -> list[Tensor]:
     plan = registered(program).plan(tuple(wanted))
-    return plan.backward(x, cotangents, kept, parameters, random, False)
+    return plan.backward(x, cotangents, kept, parameters, Aside(*aside), False)
 
 
 def _unroll_backward_shapes(
@@ -226,16 +228,17 @@ def _unroll_backward_shapes(
     cotangents: list[Tensor | None],
     kept: list[Tensor],
     parameters: list[Tensor],
-    random: Tensor | None,
+    aside: list[Tensor | None],
     program: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    del cotangents, kept, random
+    del cotangents, kept, aside
     return registered(program).plan(tuple(wanted)).gradient_shapes(x, parameters)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, states, parameters, ctx.random, program, wanted = inputs
+    x, states, parameters, aside, program, wanted = inputs
+    ctx.aside = Aside(*aside)
     plan, ctx.states = registered(program).plan(tuple(wanted)), len(states)
     ctx.by = Served(plan, _definitions.get(program))
     kept = output[plan.ends :]
@@ -248,7 +251,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     states, ends = 1 + ctx.states, ctx.by.plan.ends
-    found = _gradients(ctx.by, False, ctx.random, saved_by(ctx), gradients[:ends])
+    found = _gradients(ctx.by, False, ctx.aside, saved_by(ctx), gradients[:ends])
     return found[0], list(found[1:states]), list(found[states:]), None, None, None
 
 

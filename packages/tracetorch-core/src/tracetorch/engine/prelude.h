@@ -293,6 +293,29 @@ template <typename real> INLINE real uniform(uint32_t lane, uint32_t key) {
     return real(int32_t(mixed(lane ^ key) >> 8)) * real(0x1p-24);
 }
 
+// Samples that restart before a timestep, for a block of lanes: of each its lanes are neighbours.
+// Null: none ever does.
+struct Restarts {
+    const uint8_t *flags;
+    int64_t samples, per, first, count, begin;
+    int rest;
+    Restarts(const uint8_t *all, int64_t per, int64_t lanes, int64_t lane, int rest)
+        : flags(all), samples(lanes / per), per(per), first(lane / per),
+          count((lane + rest - 1) / per - first + 1), begin(first * per - lane), rest(rest) {}
+    template <typename... Arrays> void clear(int64_t t, Arrays *...arrays) const {
+        if (!flags) return;
+        const uint8_t *own = flags + t * samples + first;
+        if (!memchr(own, 1, size_t(count))) return;
+        for (int64_t s = 0; s < count; ++s) {
+            if (!own[s]) continue;
+            const int64_t low = begin + s * per, high = low + per;
+            const int64_t from = low < 0 ? 0 : low, to = high < rest ? high : rest;
+            const int done[] = {(memset(arrays + from, 0, size_t(to - from) * sizeof *arrays), 0)...};
+            (void)done;
+        }
+    }
+};
+
 typedef void (*Block)(void **pointers, const int64_t *sizes, int64_t lane, int rest);
 struct Work {
     Block block;

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.engine import memory, segments
+from tracetorch.engine.aside import Aside
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.launch import in_order
 from tracetorch.engine.targets import TARGETS, Target
@@ -102,7 +103,8 @@ class Program:
         """What kernels take as sizes, for an input of this shape and parameters of these ranks."""
         lanes = shape if single else shape[1:]
         after = lanes[len(lanes) + self.dim + 1 :].numel()
-        return (1 if single else shape[0], lanes.numel(), self.neurons, after, *ranks)
+        steps, sample = 1 if single else shape[0], lanes[1:].numel()
+        return (steps, lanes.numel(), self.neurons, after, *ranks, sample)
 
     @functools.cache  # noqa: B019 - programs live as long as the process
     def plan(self, flags: tuple[bool, ...]) -> Plan:
@@ -114,7 +116,8 @@ class Plan:
     """A program with the gradients that are wanted: both directions, ready to run.
 
     Tensors come in the order of the program's :attr:`~Program.inputs`. A ``single`` timestep has no
-    dimension of time and keeps nothing: its backward pass takes the states themselves.
+    dimension of time and keeps nothing: its backward pass takes the states themselves. ``aside``:
+    what kernels read that has no gradient, see :class:`Aside`.
     """
 
     def __init__(self, program: Program, flags: tuple[bool, ...]) -> None:
@@ -167,16 +170,16 @@ class Plan:
         x: Tensor,
         states: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        random: Tensor | None,
+        aside: Aside,
         single: bool,
     ) -> list[Tensor]:
-        """``[y, *new states, *recorded, *kept]``; ``random``: seed and count, if it draws any."""
+        """``[y, *new states, *recorded, *kept]``."""
         outputs = self.outputs(x, states, single)
         absent = [None] * len(self._remembered) if single else []
         given = [in_order(tensor) for tensor in (x, *states, *parameters)]
         count = 1 + len(states)
         tensors = [given[0], outputs[0], *given[1:count], *outputs[1:], *absent, *given[count:]]
-        self._run(self._forward, x, tensors, parameters, random, single)
+        self._run(self._forward, x, tensors, parameters, aside, single)
         return outputs
 
     def timestep(
@@ -189,7 +192,7 @@ class Plan:
         """The same for one timestep in which all tensors are in order, and no numbers are drawn."""
         made = [torch.empty_like(x), *[torch.empty_like(state) for state in states]]
         absent = [None] * len(self._remembered)
-        tensors = [x, made[0], *states, *made[1:], *absent, *parameters]
+        tensors = [x, made[0], *states, *made[1:], *absent, *parameters, None]
         self._target.launch(self._forward)(tensors, sizes)
         return made
 
@@ -216,7 +219,7 @@ class Plan:
         cotangents: Sequence[Tensor | None],
         kept: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        random: Tensor | None,
+        aside: Aside,
         single: bool,
     ) -> list[Tensor]:
         """The wanted gradients in order; ``cotangents``: of the program's :attr:`~Program.ends`."""
@@ -232,7 +235,7 @@ class Plan:
                 parts.append(_lanes(x, lanes, dtype, single))
         given = [in_order(tensor) for tensor in (x, *cotangents, *kept, *parameters)]
         tensors = [*given, *found, *parts]
-        self._run(self._backward, x, tensors, parameters, random, single)
+        self._run(self._backward, x, tensors, parameters, aside, single)
         return found
 
     def remembered(self, states: Sequence[Tensor]) -> list[Tensor]:
@@ -278,13 +281,12 @@ class Plan:
         x: Tensor,
         tensors: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        random: Tensor | None,
+        aside: Aside,
         single: bool,
     ) -> None:
         ranks = tuple([parameter.ndim for parameter in parameters])
         sizes = self.program.sizes(x.shape, single, ranks)
-        if self.draws:
-            tensors = [*tensors, random]
+        tensors = [*tensors, *(aside if self.draws else aside[1:])]
         self._target.launch(kernel)(tensors, sizes)
 
 

@@ -45,6 +45,7 @@ class Request(NamedTuple):
             certain that it runs here, for a seed may have to be drawn.
         single: ``x`` is one timestep.
         recorded: names of states that are wanted after every timestep of a sequence.
+        resets: before which timesteps which samples of a sequence restart, boolean ``[T, B]``.
         besides: why it does not run in a way of the module's own, where there is one.
     """
 
@@ -56,4 +57,5 @@ class Request(NamedTuple):
     random: Callable[[], Tensor | None]
     single: bool
     recorded: tuple[str, ...] = ()
+    resets: Tensor | None = None
     besides: Reason | None = None

@@ -15,6 +15,7 @@ from tracetorch import mode
 from tracetorch.choice import AUTO, BackendError, cannot, chosen
 from tracetorch.effective import weights_of
 from tracetorch.engine import operators, segments
+from tracetorch.engine.aside import Aside
 from tracetorch.engine.cpp import REAL, STORED, abridged
 from tracetorch.engine.definition import Definition
 from tracetorch.engine.findings import Findings
@@ -119,15 +120,16 @@ def unroll(request: Request) -> Answer | None:
                 name = program_name(subject.findings.number, x.ndim - 1, *types, *flags)
             if name is None:
                 return None
-            random = request.random()
+            aside = Aside(request.random(), _bytes(request))
             run = torch.ops.tracetorch.unroll
-            found = run(x, request.states, parameters, random, name, flags)
-            return Answer(found[0], found[1:count], random)
+            found = run(x, request.states, parameters, [*aside], name, flags)
+            return Answer(found[0], found[1:count], aside.random)
         kind = Kind(*types, x.ndim - 1, flags, recorded=request.recorded)
         by = served(subject, own, kind)
         if isinstance(by, Served):
             random = request.random() if by.plan.draws else None
-            found = _run(by, x, request.states, parameters, random)
+            aside = Aside(random, _bytes(request))
+            found = _run(by, x, request.states, parameters, aside)
             return Answer(found[0], found[1:count], random, found[count : by.plan.ends])
         why = by
     cannot(subject.module, why if request.besides is None else f"{request.besides}; {why}")
@@ -139,18 +141,25 @@ def _run(
     x: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    random: Tensor | None,
+    aside: Aside,
 ) -> Sequence[Tensor]:
     """A sequence, timestep after timestep or, where that is faster, in segments at once."""
-    affine = by.plan.program.affine and not by.plan.recorded
+    plan = by.plan
+    affine = plan.program.affine and not plan.recorded and aside.resets is None
     count = segments.count(len(x), x.shape[1:].numel(), x.device) if affine else 1
     if count > 1:
         found = segments.unroll(
-            lambda x, states: operators.run(by, x, states, parameters, None), x, states, count
+            lambda x, states: operators.run(by, x, states, parameters, aside), x, states, count
         )
         if found is not None:
             return found
-    return operators.run(by, x, states, parameters, random)
+    return operators.run(by, x, states, parameters, aside)
+
+
+def _bytes(request: Request) -> Tensor | None:
+    """Which samples restart, as kernels read it: a copy, which nobody writes into."""
+    resets = request.resets
+    return None if resets is None else resets.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def steps_fused() -> bool:
@@ -183,7 +192,7 @@ def step(request: Request) -> Answer | None:
     if not by.plan.draws and not own.weights:
         findings.lane = Lane(by, own.reads, request)
     random = request.random() if by.plan.draws else None
-    found = operators.run(by, x, request.states, parameters, random, single=True)
+    found = operators.run(by, x, request.states, parameters, Aside(random), single=True)
     return Answer(found[0], found[1:], random)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.graph import CONST, INPUT, RANDOM, Node, ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.naming import Names
@@ -32,15 +33,15 @@ def render(kernel: Kernel) -> str:
 
     Arguments, in order: what ``kernel.pointers`` lists, of which cotangents may be None; backward,
     for each remembered state scratch ``[period, L]``; then T, L, neurons, lanes between two
-    neurons, and 0 or 1 for each parameter that is one value or one per neuron. ``BLOCK``: lanes of
-    a program, a power of two.
+    neurons, 0 or 1 for each parameter that is one value or one per neuron, lanes of a sample.
+    ``BLOCK``: lanes of a program, a power of two.
     """
     direction = _Backward(kernel) if kernel.backward else _Forward(kernel)
     body = direction.text()
     pointers = [direction.pointer(label) for label in (*kernel.pointers, *scratch(kernel))]
     strides = [direction.stride(name) for name in kernel.traced.parameters]
     # lanes alone says how rows are aligned; other sizes would only be compiled for anew
-    fixed = ["steps", "neurons", "inner", *strides]
+    fixed = ["steps", "neurons", "inner", *strides, "per"]
     sizes = ["steps", "lanes", *fixed[1:]]
     return module(name_of(kernel), kernel.real, pointers, sizes, fixed, ["BLOCK"], body)
 
@@ -189,6 +190,18 @@ class _Direction(Writer):
             )
         self.constants(*outputs)
 
+        self.say(1, "samples = lanes // per", "sample = lane // per")
+
+    def restart(self, depth: int, time: str, values: Sequence[str]) -> None:
+        """Zeros in these, in lanes of the samples that restart before a timestep."""
+        if values:
+            flags = self.pointer(RESETS)
+            there = f"{flags} + ({time}) * samples + sample"
+            self.say(depth, f"if {flags} is not None:")
+            self.say(depth + 1, f"restarts = tl.load({there}, mask=here, other=0) != 0")
+        for value in values:
+            self.say(depth + 1, f"{value} = tl.where(restarts, 0.0, {value})")
+
     def assign(self, depth: int, targets: Iterable[str], values: Iterable[str]) -> None:
         """All at once, since a value may be another target."""
         if left := ", ".join(targets):
@@ -207,6 +220,7 @@ class _Forward(_Direction):
         if kept:
             self.say(1, "kept_at = lane")
         self.say(1, f"for t in tl.range(0, steps, num_stages={STAGES}):")
+        self.restart(2, "t", self.names("", states))
         for name in kept:
             place = f"{self.pointer(f'kept {name}')} + kept_at"
             first = f"lane < lanes * (t % {period} == 0)"
@@ -265,6 +279,7 @@ class _Backward(_Direction):
         read = {"x": f"{self.load('x', 'at')}.to(real)"}
         found = self.timestep(3, outputs, read, "first + j - 1")
         self.assign(3, self.names("", kept), (found[f"new {name}"] for name in kept))
+        self.restart(3, "first + j", self.names("", kept))
         self.say(3, "past_at += lanes")
         for name in kept:
             self.say(3, self.store(f"past {name}", "past_at", self.name(name)))
@@ -294,6 +309,7 @@ class _Backward(_Direction):
         zeros = "tl.zeros([BLOCK], real)"
         gradients = (found.get(f"grad {name}", zeros) for name in states)
         self.assign(3, self.names("grad new ", states), gradients)
+        self.restart(3, "first + length - 1 - j", self.names("grad new ", states))
         self.say(3, "at -= lanes")
         if kept:
             self.say(3, "past_at -= lanes")

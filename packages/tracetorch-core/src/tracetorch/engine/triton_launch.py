@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.engine import triton, triton_scan
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.launch import BuildError, Launch
 from tracetorch.engine.scan_kernel import ScanKernel
@@ -60,10 +61,11 @@ def launcher(kernel: Kernel) -> Launch:
     function = function_of(kernel)
     rows = len(triton.scratch(kernel))
     if not interpreted():
-        types = [kernel.type_of(label) for label in (*kernel.pointers, *triton.scratch(kernel))]
+        # the usual case: many lanes in aligned rows, no sample that restarts
+        labels = [*kernel.pointers, *triton.scratch(kernel)]
+        types = [None if label == RESETS else kernel.type_of(label) for label in labels]
         block, warps = _sized(kernel, wide=False)
-        # the usual case: many lanes in aligned rows
-        sizes = [16] * (4 + len(kernel.traced.parameters))
+        sizes = [16] * kernel.sizes
         _compile(function, types, sizes, warps, BLOCK=block)
 
     at = {name: index for index, name in enumerate(kernel.pointers)}
@@ -173,7 +175,11 @@ def function_of(kernel: Kernel | ScanKernel) -> Any:
 
 
 def _compile(
-    function: Any, types: Sequence[torch.dtype], sizes: Sequence[int], warps: int, **blocks: int
+    function: Any,
+    types: Sequence[torch.dtype | None],
+    sizes: Sequence[int],
+    warps: int,
+    **blocks: int,
 ) -> None:
     """Compile for the usual case, so that what fails fails early."""
     try:

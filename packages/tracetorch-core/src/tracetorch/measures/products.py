@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracetorch.calls import check_input
+from tracetorch.calls import check_input, timesteps
 from tracetorch.effective import effective, promoted
 from tracetorch.layer import Layer
 from tracetorch.measures.connections import Tally, at_one
@@ -54,14 +54,14 @@ class Watched(Passage):
         """The timestep."""
         return self._as_it_is(layer, layer, x)
 
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor, resets: Tensor | None) -> Tensor:
         """The sequence."""
-        return self._as_it_is(layer, layer.unroll, x)
+        return self._as_it_is(layer, layer.unroll, x, resets)
 
-    def _as_it_is(self, layer: Any, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _as_it_is(self, layer: Any, compute: Callable[..., Tensor], *given: Any) -> Tensor:
         layer.tt.passage = None
         try:
-            return compute(x)
+            return compute(*given)
         finally:
             layer.tt.passage = self
 
@@ -101,9 +101,9 @@ class Stepped(Watched):
             y, layer.tt.states = timestep(layer, x, fields)
         return y
 
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor, resets: Tensor | None) -> Tensor:
         """All timesteps, one after the other."""
-        return torch.stack([self.call(layer, step) for step in x])
+        return torch.stack([*timesteps(layer, x, resets, self.call)])
 
     def place(self) -> Any:
         """What was counted so far."""

@@ -28,12 +28,19 @@ class Fold(Passage):
         steps: T.
         batch: B.
         below: what the layers' calls went through before, of each.
+        resets: before which timesteps which samples restart, ``[T, B]``.
     """
 
     transparent = False
 
-    def __init__(self, steps: int, batch: int, below: dict[Layer, Passage | None]) -> None:
-        self._steps, self._batch, self._below = steps, batch, below
+    def __init__(
+        self,
+        steps: int,
+        batch: int,
+        below: dict[Layer, Passage | None],
+        resets: Tensor | None,
+    ) -> None:
+        self._steps, self._batch, self._below, self._resets = steps, batch, below, resets
         self._used = _Used(self)
         self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
 
@@ -63,11 +70,11 @@ class Fold(Passage):
         steps = self.apart(x)
         layer.tt.passage = self._below[layer]
         with Timesteps(under_way=False):
-            y: Tensor = layer.unroll(steps)
+            y: Tensor = layer.unroll(steps, self._resets)
         layer.tt.passage = self._used
         return y.flatten(0, 1)
 
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor, resets: Tensor | None) -> Tensor:
         """Unfoldable: there is no timestep to do it in."""
         self.refuse(layer, Unfolded.WITHIN)
 
@@ -87,7 +94,7 @@ class _Used(Passage):
     def call(self, layer: Any, x: Tensor) -> Tensor:
         self._fold.refuse(layer, Unfolded.TWICE)
 
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor, resets: Tensor | None) -> Tensor:
         self._fold.refuse(layer, Unfolded.WITHIN)
 
     def refuse_states(self, layer: Any) -> None:
@@ -102,29 +109,40 @@ def in_use(what: object) -> str:
     )
 
 
-def folded(forward: Callable[[Tensor], Any], layers: Sequence[Layer], x: Tensor) -> Any:
+def folded(
+    forward: Callable[[Tensor], Any],
+    layers: Sequence[Layer],
+    x: Tensor,
+    resets: Tensor | None = None,
+) -> Any:
     """``forward`` over ``x`` ``[T, B, …]`` at once, outputs ``[T, B, …]``.
 
     Args:
         forward: the model's, of one timestep.
         layers: those that unfold time; their states are the caller's to restore.
         x: a sequence, time first, batch second.
+        resets: before which timesteps which samples restart, ``[T, B]``.
 
     Raises:
         Unfoldable: see the module.
     """
     refuse_flat(x)
     below = {layer: layer.tt.passage for layer in layers}
-    fold = Fold(x.shape[0], x.shape[1], below)
+    fold = Fold(x.shape[0], x.shape[1], below, resets)
     for layer in layers:
         layer.tt.passage = fold
     try:
         with Timesteps(under_way=True):
             outputs = forward(x.flatten(0, 1))
-        return _owned(mapped(fold.output, outputs), x)
+        uncalled = [layer for layer in layers if layer.tt.passage is fold]
+        outputs = _owned(mapped(fold.output, outputs), x)
     finally:
         for layer in layers:
             layer.tt.passage = below[layer]
+    if resets is not None:
+        for layer in uncalled:
+            layer.zero_states(resets.any(0))
+    return outputs
 
 
 def refuse_flat(x: Tensor) -> None:

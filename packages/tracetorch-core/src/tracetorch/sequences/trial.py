@@ -183,7 +183,7 @@ class _Watching(Passage):
         except Looked as looked:
             raise Unfoldable(Unfolded.LOOKS, looked) from None
 
-    def unroll(self, layer: Any, x: Tensor) -> Tensor:
+    def unroll(self, layer: Any, x: Tensor, resets: Tensor | None) -> Tensor:
         raise Unfoldable(Unfolded.WITHIN, type(layer).__name__)
 
     def refuse_states(self, layer: Any) -> None:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from tracetorch import mode
+from tracetorch.calls import timesteps
 from tracetorch.errors import FoldError
 from tracetorch.layer import Layer
 from tracetorch.layer_states import States, held
@@ -28,6 +29,7 @@ from tracetorch.sequences.decision import conclude, decided, kind_of, seen
 from tracetorch.sequences.fold import folded
 from tracetorch.sequences.glance import Glance
 from tracetorch.sequences.recomputing import restored_states
+from tracetorch.states import checked_resets
 from tracetorch.walk import named_layers
 
 
@@ -36,6 +38,7 @@ class Options(NamedTuple):
 
     time_dim: int = 0
     lengths: Tensor | None = None
+    resets: Tensor | None = None
     chunk_size: int | None = None
     detach_every: int | None = None
     recompute: bool = False
@@ -162,22 +165,23 @@ class _Run:
     def chunks(self) -> Iterator[Any]:
         """Outputs ``[t, B, …]`` between every two bounds."""
         lengths, every = self._options.lengths, self._options.detach_every
+        resets = self._options.resets
         for start, stop in itertools.pairwise(self._bounds):
             active = None if lengths is None else lengths > start
             if every and start and start % every == 0:
                 self._cut(active)
-            part = self._steps[start:stop]
-            yield self._recomputed(part, active) if self._recompute else self._chunk(part, active)
+            part = self._steps[start:stop], active, None if resets is None else resets[start:stop]
+            yield self._recomputed(*part) if self._recompute else self._chunk(*part)
 
-    def _recomputed(self, steps: Tensor, active: Tensor | None) -> Any:
+    def _recomputed(self, *part: Tensor | None) -> Any:
         """The chunk, of which nothing is kept but its outputs."""
         restored = restored_states(self._model)
-        return checkpoint(self._chunk, steps, active, use_reentrant=False, context_fn=restored)
+        return checkpoint(self._chunk, *part, use_reentrant=False, context_fn=restored)
 
-    def _chunk(self, steps: Tensor, active: Tensor | None) -> Any:
+    def _chunk(self, steps: Tensor, active: Tensor | None, resets: Tensor | None) -> Any:
         """Some timesteps in which no sample ends; those that have ended stand still, silent."""
         if active is None:
-            return self._timesteps(steps)
+            return self._timesteps(steps, resets)
         before = standing(self._model)
         if torch.compiler.is_compiling() or not active.all():
             # what pads a sequence may be no number, and would make every gradient none
@@ -185,21 +189,21 @@ class _Run:
                 _over(active, steps) | steps.isfinite(), steps, torch.zeros_like(steps)
             )
         with Active(active):
-            y = self._timesteps(steps)
+            y = self._timesteps(steps, resets)
         hold(self._model, active, before)
         return mapped(lambda t: _silenced(t, active), y)
 
-    def _timesteps(self, steps: Tensor) -> Any:
+    def _timesteps(self, steps: Tensor, resets: Tensor | None) -> Any:
         """The chunk at once where that was decided, else timestep by timestep."""
         if self.why is not None or (len(steps) == 1 and not self._options.fold):
-            return looped(self._model, steps)
+            return looped(self._model, steps, resets)
         before = {layer: layer.tt.states for layer in self._layers}
         kept = _kept(self._model, self._layers)
         glance = None if restored() else self._glance
         writes = [] if glance is None else glance.writes()
         y, why = None, None
         try:
-            y = folded(self._model, self._layers, steps)
+            y = folded(self._model, self._layers, steps, resets)
         except Unfoldable as unfoldable:
             why = unfoldable.reason
         if glance is not None and (changed := glance.changes(writes)):
@@ -214,7 +218,7 @@ class _Run:
         self.why = why
         if glance is not None:
             conclude(self._model, kind_of(self._model, self._steps), why)
-        return looped(self._model, steps)
+        return looped(self._model, steps, resets)
 
     def _changed(self, names: list[str]) -> FoldError:
         """What to raise: what a sequence at once has changed cannot be made undone."""
@@ -237,11 +241,10 @@ class _Run:
             hold(self._model, active, before)
 
 
-def looped(model: Any, steps: Tensor) -> Any:
+def looped(model: Any, steps: Tensor, resets: Tensor | None = None) -> Any:
     """Timestep by timestep: the definition."""
     outputs = []
-    for timestep in steps:
-        y = model(timestep)
+    for y in timesteps(model, steps, resets):
         for leaf in tree_leaves(y):
             if not isinstance(leaf, Tensor):
                 raise TypeError(
@@ -265,13 +268,17 @@ def _checked(options: Options, steps: Tensor) -> Options:
     lengths = options.lengths
     if lengths is not None:
         lengths = _checked_lengths(lengths, steps)
+    resets = options.resets
+    if resets is not None:
+        resets = _checked_resets(resets, steps, options.time_dim % steps.ndim)
     every = _checked_count("detach_every", options.detach_every)
     size = _checked_count("chunk_size", options.chunk_size)
     for name, allowed in (("recompute", "True or False"), ("fold", "None, True or False")):
         value = getattr(options, name)
         if not isinstance(value, bool) and not (name == "fold" and value is None):
             raise TypeError(f"unroll: {name} must be {allowed}, got {value!r}")
-    return options._replace(lengths=lengths, detach_every=every, chunk_size=size)
+    checked = options._replace(lengths=lengths, detach_every=every, chunk_size=size)
+    return checked._replace(resets=resets)
 
 
 def _checked_sequence(x: object, time_dim: int) -> Tensor:
@@ -328,6 +335,20 @@ def _silenced(output: Tensor, active: Tensor) -> Tensor:
 def _over(active: Tensor, sequence: Tensor) -> Tensor:
     """The mask of samples, to be broadcast with ``[T, B, …]``."""
     return active.to(sequence.device).view(1, -1, *(1,) * (sequence.ndim - 2))
+
+
+def _checked_resets(resets: object, steps: Tensor, time_dim: int) -> Tensor:
+    """Which samples restart before which timesteps, ``[T, B]``; ``x`` had time at ``time_dim``."""
+    resets = checked_resets(resets)
+    order = ("T", "B") if time_dim == 0 else ("B", "T")
+    needed = steps.shape[:2] if time_dim == 0 else steps.shape[:2][::-1]
+    if steps.ndim < 2 or resets.shape != needed:
+        raise ValueError(
+            f"unroll: resets must have an entry for each timestep and sample of x, "
+            f"[{', '.join(order)}] = {list(needed)} for time_dim={time_dim}, got the shape "
+            f"{list(resets.shape)}"
+        )
+    return (resets if time_dim == 0 else resets.t()).to(steps.device)
 
 
 def _checked_lengths(lengths: Tensor, steps: Tensor) -> Tensor:

@@ -340,6 +340,34 @@ def masks_restart_samples(make: Make, x: Tensor) -> None:
 
 
 @_property
+def resets_are_masks(make: Make, x: Tensor) -> None:
+    """``unroll`` with ``resets`` is the loop with ``zero_states(mask)``, gradients and all."""
+    layer = make()
+    samples = torch.arange(x.shape[1])
+    # none at some timesteps, all at others, and the first one among them
+    resets = torch.stack([(samples + t) % (1 + t % 4) == t % 3 for t in range(len(x))])
+    if not comparing.batched(layer, x):
+        comparing.refusal("an unbatched input", lambda: layer.unroll(x, resets), layer, {})
+        return
+
+    def stepped(layer: Layer, x: Tensor) -> dict[str, Tensor]:
+        outputs = []
+        for mask, timestep in zip(resets[-len(x) :], x, strict=True):
+            layer.zero_states(mask)
+            outputs.append(layer(timestep))
+        return {"the output": torch.stack(outputs)}
+
+    def unrolled(layer: Layer, x: Tensor) -> dict[str, Tensor]:
+        return {"the output": layer.unroll(x, resets[-len(x) :])}
+
+    for warm in (0, len(x) // 2):
+        expected = comparing.everything(make(), x, warm, stepped)
+        got = comparing.everything(make(), x, warm, unrolled)
+        for name, value in expected.items():
+            comparing.close(f"{name} of unroll with resets", got[name], value)
+
+
+@_property
 def misfits_are_refused(make: Make, x: Tensor) -> None:
     """Another batch, rank or dtype than the standing states' is an error that changes nothing."""
     layer = make()
@@ -393,6 +421,7 @@ PROPERTIES: tuple[Property, ...] = (
     compiling_is_exact,
     precision_is_kept,
     masks_restart_samples,
+    resets_are_masks,
     misfits_are_refused,
 )
 """What :func:`check_layer` checks, one function ``(make, x)`` for each property."""
