@@ -6,6 +6,7 @@ memory or, with ``TRITON_INTERPRET=1``, in the CPU's: ``test_triton.py`` runs th
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +19,7 @@ from tracetorch.choice import choosing
 from tracetorch.engine import scan as scans
 from tracetorch.engine.scan import Scan
 from tracetorch.engine.scan_kernel import ScanKernel
+from tracetorch.states import restarted
 
 Ends = tuple[Tensor, Tensor]
 BACKEND = os.environ.get("TRACETORCH_TEST_BACKEND", "cpp")
@@ -50,18 +52,20 @@ SCANS = (
 each = pytest.mark.parametrize("scan", SCANS, ids=lambda scan: scan.name)
 
 
-def fused(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
+def fused(scan: Scan, h: Tensor, *inputs: Tensor, resets: Tensor | None = None) -> Ends:
     assert scans._failure(scan, h.dtype, BACKEND, True) is None
     with choosing(BACKEND):
-        found = scan.sequence(h, *inputs, owner=scan)
+        found = scan.sequence(h, *inputs, owner=scan, resets=resets)
     assert found is not None
     return found
 
 
-def stepped(scan: Scan, h: Tensor, *inputs: Tensor) -> Ends:
+def stepped(scan: Scan, h: Tensor, *inputs: Tensor, resets: Tensor | None = None) -> Ends:
     axes, ys = scan.axes.values(), []
     steps = next(len(i) for i, axis in zip(inputs, axes, strict=True) if axis != "dn")
     for t in range(steps):
+        if resets is not None:
+            h = restarted(h, resets[t])
         now = [i if axis == "dn" else i[t] for i, axis in zip(inputs, axes, strict=True)]
         h, y = scan.step(h, *now)
         ys.append(y)
@@ -108,10 +112,29 @@ def test_kernels_are_steps(
 
 
 @each
+@settings(max_examples=25 if BACKEND == "cpp" else 8)
+@given(
+    steps=st.sampled_from([1, 2, PERIOD, PERIOD + 1, 2 * PERIOD]),
+    around=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    states=st.sampled_from([1, TILE + 1]),
+    rate=st.sampled_from([0.1, 0.5, 1.0]),
+)
+def test_samples_restart(
+    scan: Scan, steps: int, around: list[int], states: int, rate: float
+) -> None:
+    given, resets = leaves(scan, steps, around, 5, states), torch.rand(steps, around[0]) < rate
+    run = {way: functools.partial(way, resets=resets.to(DEVICE)) for way in (fused, stepped)}
+    for got, expected in zip(*(results(way, scan, given) for way in run.values()), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@each
 def test_first_and_second_derivatives_agree_with_differences(scan: Scan) -> None:
     given = leaves(scan, 3, [2], 2, 2)
     assert torch.autograd.gradcheck(lambda *a: fused(scan, *a), given)
     assert torch.autograd.gradgradcheck(lambda *a: fused(scan, *a), given)
+    resets = torch.tensor([[False, True], [True, False], [False, True]], device=DEVICE)
+    assert torch.autograd.gradgradcheck(lambda *a: fused(scan, *a, resets=resets), given)
 
 
 def ways(scan: Scan, given: Sequence[Tensor], run: Callable[..., Ends]) -> Iterator[Tensor]:
@@ -159,13 +182,15 @@ def test_the_operators_pass_torchs_own_checks(scan: Scan) -> None:
     h, *inputs = leaves(scan, PERIOD + 1, [2], 3, 2)
     fused(scan, h, *inputs)
     start, *plain = (t.detach() for t in (h, *inputs))
-    operator = torch.ops.tracetorch.scan.default
-    torch.library.opcheck(operator, (h, inputs, scan.name, BACKEND, True))
-    torch.library.opcheck(operator, (start, plain, scan.name, BACKEND, False))
-    y, new, kept = operator(start, plain, scan.name, BACKEND, True)
-    for cotangents in ([y, new], [None, new], [y, None]):
-        operator = torch.ops.tracetorch.scan_backward.default
-        torch.library.opcheck(operator, (cotangents, kept, plain, scan.name, BACKEND))
+    resets = (torch.rand(PERIOD + 1, 2, device=DEVICE) < 0.2).to(torch.uint8)
+    for flags in (None, resets):
+        operator = torch.ops.tracetorch.scan.default
+        torch.library.opcheck(operator, (h, inputs, flags, scan.name, BACKEND, True))
+        torch.library.opcheck(operator, (start, plain, flags, scan.name, BACKEND, False))
+        y, new, kept = operator(start, plain, flags, scan.name, BACKEND, True)
+        for cotangents in ([y, new], [None, new], [y, None]):
+            operator = torch.ops.tracetorch.scan_backward.default
+            torch.library.opcheck(operator, (cotangents, kept, plain, flags, scan.name, BACKEND))
 
 
 def test_states_are_kept_once_a_period_and_only_for_training() -> None:
@@ -173,10 +198,10 @@ def test_states_are_kept_once_a_period_and_only_for_training() -> None:
     h, *inputs = (t.detach() for t in leaves(scan, 2 * PERIOD + 1, [2], 3, 5))
     fused(scan, h, *inputs)
     operator = torch.ops.tracetorch.scan
-    shapes = [tuple(t.shape) for t in operator(h, inputs, scan.name, BACKEND, True)]
+    shapes = [tuple(t.shape) for t in operator(h, inputs, None, scan.name, BACKEND, True)]
     assert shapes == [(2 * PERIOD + 1, 2, 3), (2, 3, 5), (3, 2, 5, 3)]
-    assert len(operator(h, inputs, scan.name, BACKEND, False)) == 2
-    kept = operator(h, inputs, scan.name, BACKEND, True)[2]
+    assert len(operator(h, inputs, None, scan.name, BACKEND, False)) == 2
+    kept = operator(h, inputs, None, scan.name, BACKEND, True)[2]
     for block in range(3):
         until = [t if axis == "dn" else t[: block * PERIOD]
                  for t, axis in zip(inputs, scan.axes.values(), strict=True)]  # fmt: skip

@@ -406,7 +406,7 @@ def test_without_gradients_nothing_is_kept(
     assert not layer.h.requires_grad
     (dt, B, C), h = layer.project(x), torch.zeros(2, 5, 3, dtype=torch.float64)
     inputs = [t.detach() for t in (dt, x, B, C, layer.A)]
-    y_and_state = torch.ops.tracetorch.scan(h, inputs, SELECTIVE_SCAN.name, BACKEND, False)
+    y_and_state = torch.ops.tracetorch.scan(h, inputs, None, SELECTIVE_SCAN.name, BACKEND, False)
     assert [t.shape for t in y_and_state] == [(40, 2, 5), (2, 5, 3)]
 
 
@@ -452,7 +452,7 @@ def test_the_operator_passes_torchs_own_checks(training: bool, dtype: torch.dtyp
     inputs.append(layer.A.detach().requires_grad_(training))
     h = torch.randn(2, 5, 3, dtype=dtype, requires_grad=training)
     operator = torch.ops.tracetorch.scan.default
-    torch.library.opcheck(operator, (h, inputs, SELECTIVE_SCAN.name, BACKEND, training))
+    torch.library.opcheck(operator, (h, inputs, None, SELECTIVE_SCAN.name, BACKEND, training))
 
 
 def test_choosing_eager_steps(operators: Operators) -> None:

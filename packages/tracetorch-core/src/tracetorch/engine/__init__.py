@@ -3,9 +3,9 @@
 It is handed values (``request``) and knows no layer. What other packages may use of it is below; in
 order, each file knowing only those before it:
 
-``ops`` is the one table of operations, ``graph`` what is computed; ``findings`` and ``request`` are
-what the engine is told and keeps; ``reads`` and ``standin`` stand in for a module while
-``recorder`` and ``trace`` make step → graph. ``kernel`` says what one direction computes; ``cpp``
+``ops`` is the one table of operations, ``graph`` what is computed; ``findings``, ``request`` and
+``aside`` are what the engine is told and keeps; ``reads`` and ``standin`` stand in for a module
+while ``recorder`` and ``trace`` make step → graph. ``kernel`` says what one direction computes; ``cpp``
 and ``triton`` render it, with ``naming``; ``launch``, ``build``, ``native`` and ``triton_launch``
 make it run; ``targets`` is the one registry of these languages. ``memory`` and ``segments`` help
 ``program`` to give it tensors; ``definition`` is the step again for second derivatives;

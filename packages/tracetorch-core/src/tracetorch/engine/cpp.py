@@ -170,11 +170,8 @@ class _Direction(Writer):
                 "    mixed_lanes[i] = random_lane(random, lane + i, sizes[2], sizes[3]);",
             )
 
-        self.say(
-            1,
-            f"const Restarts restarts((const uint8_t *)pointers[{self.at[RESETS]}], "
-            f"sizes[{4 + len(self.traced.parameters)}], lanes, lane, rest);",
-        )
+        flags, per = f"pointers[{self.at[RESETS]}]", f"sizes[{4 + len(self.traced.parameters)}]"
+        self.say(1, f"const Restarts restarts({flags}, {per}, lanes, lane, rest);")
 
     def restart(self, depth: int, time: str, arrays: Sequence[str]) -> None:
         """Zeros in these, in lanes of the samples that restart before a timestep."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.cpp import REAL, Writer, header
 from tracetorch.engine.graph import Graph, Node, ordered
 from tracetorch.engine.ops import TABLE
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
+
+# what a timestep begins with: what the one before it ended with, or nothing
+_BEFORE = "const real (*const before)[WIDTH] = resets && resets[row] ? zeros : past[j];"
 
 _RUN = """
 static void block(void **pointers, const int64_t *sizes, int64_t index, int) {
@@ -63,6 +67,7 @@ class _Tile(Writer):
             "const int width = FULL ? FULL : rest;",
             "const int count = states - n < STATES ? int(states - n) : STATES;",
         )
+        self.say(1, f"const uint8_t *const resets = (const uint8_t *){self.at[RESETS]};")
         for name in self.kernel.over(FIXED):
             here = self.array("all", name)
             self.say(1, f"real {here}[STATES][WIDTH];")
@@ -112,6 +117,7 @@ class _Forward(_Tile):
         self.rows(2)
         self.say(
             2,
+            "if (resets && resets[row]) memset(now, 0, sizeof now);",
             "if (t % PERIOD == 0) {",
             "    const int64_t at = ((t / PERIOD * samples + b) * states + n) * channels + d;",
             f"    keep(now, {self.at['kept h']}, at, channels, width, count);",
@@ -145,6 +151,7 @@ class _Backward(_Tile):
         self.begin()
         self.own = {axis: self.kernel.differentiated(axis) for axis in (CHANNEL, STATE, FIXED)}
         self.say(1, "real grad[STATES][WIDTH], past[PERIOD + 1][STATES][WIDTH];")
+        self.say(1, "static const real zeros[STATES][WIDTH] = {};")
         for name in self.own[FIXED]:
             self.say(1, f"real {self.array('sum', name)}[STATES][WIDTH] = {{}};")
             self.say(1, f"real {self.array('part', name)}[STATES][WIDTH];")
@@ -175,11 +182,11 @@ class _Backward(_Tile):
             "    const int64_t t = first + j;",
         )
         self.rows(3)
-        self.say(3, "for (int k = 0; k < count; ++k) {")
+        self.say(3, _BEFORE, "for (int k = 0; k < count; ++k) {")
         outputs = {"new h": self.traced.forward["new h"], **self.held}
         write = {name: f"{name}[j][k][i] = {{}};" for name in self.held}
         write["new h"] = "past[j + 1][k][i] = {};"
-        self.lanes(4, outputs, {"h": "past[j][k][i]"}, write)
+        self.lanes(4, outputs, {"h": "before[k][i]"}, write)
         self.say(3, "}")
         self.say(2, "}")
 
@@ -194,9 +201,9 @@ class _Backward(_Tile):
         self.say(3, f"const real *__restrict row_y = {pointer};")
         for name in self.own[CHANNEL]:
             self.say(3, f"real {self.array('sum', name)}[WIDTH] = {{}};")
-        self.say(3, "for (int k = 0; k < count; ++k) {")
+        self.say(3, _BEFORE, "for (int k = 0; k < count; ++k) {")
         self._product()
-        self.say(3, "}")
+        self.say(3, "}", "if (resets && resets[row]) memset(grad, 0, sizeof grad);")
         for name in self.own[CHANNEL]:
             place = f"{self.at[f'grad {name}']}, row * channels + d, width, n == 0"
             self.say(3, f"put({self.array('sum', name)}, {place});")
@@ -210,7 +217,7 @@ class _Backward(_Tile):
         parts = [self.array("part", name) for name in self.own[STATE]]
         self.say(4, *(f"real {part} = 0;" for part in parts))
         read = {name: f"{name}[j][k][i]" for name in self.held}
-        read |= {"h": "past[j][k][i]", "new h": "past[j + 1][k][i]"}
+        read |= {"h": "before[k][i]", "new h": "past[j + 1][k][i]"}
         read |= {"grad y": "row_y[i]", "grad new h": "grad[k][i]"}
         write = {"grad h": "grad[k][i] = {};"}
         write |= {f"grad {n}": f"{self.array('sum', n)}[i] += {{}};" for n in self.own[CHANNEL]}

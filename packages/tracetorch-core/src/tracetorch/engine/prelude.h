@@ -299,19 +299,26 @@ struct Restarts {
     const uint8_t *flags;
     int64_t samples, per, first, count, begin;
     int rest;
-    Restarts(const uint8_t *all, int64_t per, int64_t lanes, int64_t lane, int rest)
-        : flags(all), samples(lanes / per), per(per), first(lane / per),
+    Restarts(const void *all, int64_t per, int64_t lanes, int64_t lane, int rest)
+        : flags((const uint8_t *)all), samples(lanes / per), per(per), first(lane / per),
           count((lane + rest - 1) / per - first + 1), begin(first * per - lane), rest(rest) {}
     template <typename... Arrays> void clear(int64_t t, Arrays *...arrays) const {
         if (!flags) return;
         const uint8_t *own = flags + t * samples + first;
         if (!memchr(own, 1, size_t(count))) return;
+        const int done[] = {(zero(arrays, own), 0)...};
+        (void)done;
+    }
+    template <typename real> void zero(real *array, const uint8_t *own) const {
+        if (per == 1) {  // a lane each
+            for (int i = 0; i < rest; ++i) array[i] = own[i] ? real(0) : array[i];
+            return;
+        }
         for (int64_t s = 0; s < count; ++s) {
             if (!own[s]) continue;
             const int64_t low = begin + s * per, high = low + per;
             const int64_t from = low < 0 ? 0 : low, to = high < rest ? high : rest;
-            const int done[] = {(memset(arrays + from, 0, size_t(to - from) * sizeof *arrays), 0)...};
-            (void)done;
+            for (int64_t i = from; i < to; ++i) array[i] = real(0);
         }
     }
 };

@@ -26,14 +26,18 @@ from tracetorch.engine.targets import TARGETS, Target, serving
 from tracetorch.engine.trace import Traced, trace_function
 from tracetorch.mode import Way
 from tracetorch.reasons import Reason, Refused, Unfused
+from tracetorch.states import restarted
 
 _scans: dict[str, Scan] = {}
 
 _library: Any = torch.library.Library("tracetorch", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("scan(Tensor h, Tensor[] inputs, str name, str backend, bool training) -> Tensor[]")
 _library.define(
-    "scan_backward(Tensor?[] cotangents, Tensor kept, Tensor[] inputs, str name, str backend) "
+    "scan(Tensor h, Tensor[] inputs, Tensor? resets, str name, str backend, bool training) "
     "-> Tensor[]"
+)
+_library.define(
+    "scan_backward(Tensor?[] cotangents, Tensor kept, Tensor[] inputs, Tensor? resets, "
+    "str name, str backend) -> Tensor[]"
 )
 
 
@@ -90,13 +94,17 @@ class Scan:
         new, share = self.lane(h, *placed)
         return new, share.sum(-1)
 
-    def sequence(self, h: Tensor, *inputs: Tensor, owner: object) -> tuple[Tensor, Tensor] | None:
+    def sequence(
+        self, h: Tensor, *inputs: Tensor, owner: object, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """All timesteps in one kernel; None where they have to be stepped, which is said.
 
         Args:
             h: states ``[…, D, N]``.
             inputs: in the order of ``axes``: ``[T, …, D]``, ``[T, …, N]`` or ``[D, N]``.
             owner: whose recurrence it is, for the log and for errors.
+            resets: before which timesteps which samples restart, boolean ``[T, B]``; B is the first
+                dimension of ``h``.
 
         Returns:
             The last states ``[…, D, N]`` and y ``[T, …, D]``.
@@ -117,8 +125,11 @@ class Scan:
             for t, axis in zip(inputs, self.axes.values(), strict=True)
         ]
         states = h.reshape(around.numel(), *h.shape[-2:])
+        if resets is not None:
+            resets = resets.to(torch.uint8).unsqueeze(-1)
+            resets = resets.expand(*resets.shape[:2], around[1:].numel()).flatten(1)
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (states, *flat))
-        y, new, *_ = torch.ops.tracetorch.scan(states, flat, self.name, backend, training)
+        y, new, *_ = torch.ops.tracetorch.scan(states, flat, resets, self.name, backend, training)
         return new.reshape(h.shape), y.reshape(y.shape[0], *around, y.shape[-1])
 
     def source(
@@ -224,19 +235,31 @@ def _width(backend: str, like: Tensor, *sizes: int) -> int:
 # ---------------------------------------------------------------------- the operators
 
 
-def _scan(h: Tensor, inputs: list[Tensor], name: str, backend: str, training: bool) -> list[Tensor]:
+def _scan(
+    h: Tensor,
+    inputs: list[Tensor],
+    resets: Tensor | None,
+    name: str,
+    backend: str,
+    training: bool,
+) -> list[Tensor]:
     kernel = _scans[name].kernel(h.dtype, backward=False)
-    y, new, *kept = outputs = _scan_shapes(h, inputs, name, backend, training)
+    y, new, *kept = outputs = _scan_shapes(h, inputs, resets, name, backend, training)
     sizes = (y.shape[0], *h.shape, _width(backend, h, *h.shape))
-    _run(kernel, backend, [h, *inputs, y, new, kept[0] if kept else None], sizes)
+    _run(kernel, backend, [h, *inputs, y, new, kept[0] if kept else None, resets], sizes)
     return outputs
 
 
 def _scan_shapes(
-    h: Tensor, inputs: list[Tensor], name: str, backend: str, training: bool
+    h: Tensor,
+    inputs: list[Tensor],
+    resets: Tensor | None,
+    name: str,
+    backend: str,
+    training: bool,
 ) -> list[Tensor]:
     """Outputs ``[T, B, D]``, the last states and, for training, kept states."""
-    del backend
+    del backend, resets
     samples, channels, states = h.shape
     steps = _steps(inputs, name)
     period = ScanKernel.period
@@ -250,7 +273,12 @@ def _steps(inputs: Sequence[Tensor], name: str) -> int:
 
 
 def _scan_backward(
-    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str, backend: str
+    cotangents: list[Tensor | None],
+    kept: Tensor,
+    inputs: list[Tensor],
+    resets: Tensor | None,
+    name: str,
+    backend: str,
 ) -> list[Tensor]:
     kernel = _scans[name].kernel(kept.dtype, backward=True)
     _, samples, states, channels = kept.shape
@@ -264,7 +292,7 @@ def _scan_backward(
     axes = [kernel.axes.get(name.removeprefix("grad "), "h") for name in kernel.gradients]
     found = [kept.new_empty(shapes[FIXED if axis == "h" else axis]) for axis in axes]
     sizes = (steps, samples, channels, states, width)
-    _run(kernel, backend, [kept, *inputs, *cotangents, *found], sizes)
+    _run(kernel, backend, [kept, *inputs, *cotangents, *found, resets], sizes)
     return [_whole(gradient, axis) for gradient, axis in zip(found, axes, strict=True)]
 
 
@@ -274,9 +302,14 @@ def _whole(gradient: Tensor, axis: str) -> Tensor:
 
 
 def _scan_backward_shapes(
-    cotangents: list[Tensor | None], kept: Tensor, inputs: list[Tensor], name: str, backend: str
+    cotangents: list[Tensor | None],
+    kept: Tensor,
+    inputs: list[Tensor],
+    resets: Tensor | None,
+    name: str,
+    backend: str,
 ) -> list[Tensor]:
-    del cotangents, backend
+    del cotangents, resets, backend
     kernel = _scans[name].kernel(kept.dtype, backward=True)
     _, samples, states, channels = kept.shape
     shapes = dict(zip(kernel.axes, (t.shape for t in inputs), strict=True))
@@ -285,7 +318,7 @@ def _scan_backward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    h, given, ctx.name, ctx.backend, training = inputs
+    h, given, ctx.resets, ctx.name, ctx.backend, training = inputs
     ctx.set_materialize_grads(False)
     if training:
         ctx.mark_non_differentiable(output[2])
@@ -296,21 +329,22 @@ def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     h, kept, *inputs = saved_by(ctx)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     if torch.is_grad_enabled() or mode.transformed() or mode.batched(gradients):
-        found = _replay(ctx.name, h, inputs, gradients[:2], needed)
+        found = _replay(ctx.name, h, inputs, ctx.resets, gradients[:2], needed)
     else:
         kernel = _scans[ctx.name].kernel(h.dtype, backward=True)
         values = torch.ops.tracetorch.scan_backward(
-            gradients[:2], kept, inputs, ctx.name, ctx.backend
+            gradients[:2], kept, inputs, ctx.resets, ctx.name, ctx.backend
         )
         named = dict(zip(kernel.gradients, values, strict=True))
         found = [named.get(f"grad {name}") for name in ("h", *kernel.axes)]
-    return found[0], found[1:], None, None, None
+    return found[0], found[1:], None, None, None, None
 
 
 def _replay(
     name: str,
     h: Tensor,
     inputs: Sequence[Tensor],
+    resets: Tensor | None,
     cotangents: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -321,6 +355,8 @@ def _replay(
         for t in range(_steps(inputs, name)):
             axes = scan.axes.values()
             own = [i if axis == FIXED else i[t] for i, axis in zip(inputs, axes, strict=True)]
+            if resets is not None:
+                now = restarted(now, resets[t].bool())
             now, y = scan.step(now, *own)
             ys.append(y)
         ends = torch.stack(ys), now

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.trace import Traced
 
 CHANNEL, STATE, FIXED = "d", "n", "dn"
@@ -21,7 +22,7 @@ class ScanKernel:
             lane's share of the channel's output, over ``h`` and the inputs.
         axes: what each input varies over besides time and samples: ``d`` a sequence ``[T, B, D]``,
             ``n`` a sequence ``[T, B, N]``; or ``dn``, constant ``[D, N]``.
-        real: the type of everything.
+        real: the type of all values.
         backward: which direction.
     """
 
@@ -48,11 +49,15 @@ class ScanKernel:
         States ``[B, D, N]``, kept states ``[ceil(T / period), B, N, D]``, inputs as ``axes`` has
         them. Gradients are as what they belong to, but over ``n`` there is one for each block of
         channels, ``[ceil(D / width), T, B, N]``, and of a constant one for each sample,
-        ``[B, D, N]``.
+        ``[B, D, N]``. Which samples restart before which timesteps, ``[T, B]`` in bytes, or null.
         """
         if not self.backward:
-            return ("h", *self.axes, "y", "new h", "kept h")
-        return ("kept h", *self.axes, "grad y", "grad new h", *self.gradients)
+            return ("h", *self.axes, "y", "new h", "kept h", RESETS)
+        return ("kept h", *self.axes, "grad y", "grad new h", *self.gradients, RESETS)
+
+    def type_of(self, label: str) -> torch.dtype:
+        """The type in memory of what a pointer leads to."""
+        return torch.uint8 if label == RESETS else self.real
 
     def over(self, axis: str) -> tuple[str, ...]:
         """The inputs that vary over ``axis``."""

@@ -106,8 +106,9 @@ def scan_launcher(kernel: ScanKernel) -> Launch:
     function = function_of(kernel)
     scratch = triton_scan.scratch(kernel)
     if not interpreted():
-        types = [kernel.real] * len((*kernel.pointers, *scratch))
-        # the usual case: 16 states, many channels
+        # the usual case: 16 states, many channels, no sample that restarts
+        labels = [*kernel.pointers, *scratch]
+        types = [None if label == RESETS else kernel.type_of(label) for label in labels]
         _compile(function, types, [16] * 4, 4, BLOCK_D=32, BLOCK_N=16)
 
     def launch(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:

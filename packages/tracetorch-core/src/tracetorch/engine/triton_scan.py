@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.graph import Node
 from tracetorch.engine.scan_kernel import CHANNEL, FIXED, STATE, ScanKernel
 from tracetorch.engine.triton import STAGES, Writer, module
@@ -74,6 +75,15 @@ class _Tile(Writer):
             self.say(1, f"{self.name(name)} = {self.load(name, 'lane')}")
         self.constants(*outputs)
 
+    def restart(self, depth: int, value: str) -> None:
+        """Zeros where the sample restarts before the timestep of ``row``."""
+        flags = self.pointer(RESETS)
+        self.say(
+            depth,
+            f"if {flags} is not None:",
+            f"    {value} = tl.where(tl.load({flags} + row) != 0, 0.0, {value})",
+        )
+
     def rows(self) -> dict[str, str]:
         """How this timestep's inputs are read."""
         return {
@@ -94,6 +104,10 @@ class _Forward(_Tile):
             f"{h} = {self.load('h', 'own')}",
             "row, kept_row = sample, sample",
             f"for t in tl.range(0, steps, num_stages={STAGES}):",
+        )
+        self.restart(2, h)
+        self.say(
+            1,
             f"    if {kept} is not None:",
             f"        place = {kept} + kept_row * states * channels + kept_lane",
             f"        tl.store(place, {h}, mask=here & (t % {period} == 0))",
@@ -153,9 +167,10 @@ class _Backward(_Tile):
             3,
             f"{h} = {_here(found['new h'])}",
             "past_at += BLOCK_D * BLOCK_N",
-            f"tl.store({past} + past_at, {h})",
             "row += samples",
         )
+        self.restart(3, h)
+        self.say(3, f"tl.store({past} + past_at, {h})")
         # another thread of the program may read what one has written
         self.say(2, "tl.debug_barrier()")
 
@@ -179,12 +194,9 @@ class _Backward(_Tile):
             self._give(name, found[f"grad {name}"], 0, place, "a_state")
         for part, name in zip(parts, self.fixed, strict=True):
             self.say(3, f"{part} += {_here(found[f'grad {name}'])}")
-        self.say(
-            3,
-            f"{self.name('grad new h')} = {_here(found['grad h'])}",
-            "past_at -= BLOCK_D * BLOCK_N",
-            "row -= samples",
-        )
+        self.say(3, f"{self.name('grad new h')} = {_here(found['grad h'])}")
+        self.restart(3, self.name("grad new h"))
+        self.say(3, "past_at -= BLOCK_D * BLOCK_N", "row -= samples")
         for part, name in zip(parts, self.fixed, strict=True):
             self.say(2, f"{self.name(f'sum {name}')} += {part}")
         self.say(2, "tl.debug_barrier()")

@@ -19,15 +19,17 @@ from tracetorch.testing.properties import (
     detaching_cuts_the_graph,
     dim_is_a_layout,
     gradients_match_differences,
-    masks_restart_samples,
     misfits_are_refused,
     precision_is_kept,
     recording_is_of_the_steps,
-    resets_are_masks,
     samples_are_independent,
     states_follow_the_module,
     states_round_trip,
     step_equals_unroll,
+)
+from tracetorch.testing.restarting import (
+    masks_restart_samples,
+    resets_are_masks,
     zeroing_restarts,
 )
 

@@ -10,7 +10,7 @@ import copy
 import functools
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,27 +18,12 @@ from torch import Tensor
 from tracetorch.layer import Layer
 from tracetorch.recorder import record
 from tracetorch.testing import comparing
-
-Make = Callable[[], Layer]
-Property = Callable[[Make, Tensor], None]
-
-# what the docstring of every property goes on with
-_SAID = """
-
-    Args:
-        make: returns a new layer, as for :func:`check_layer`.
-        x: a float64 sample sequence ``[T, …]`` of at least 4 timesteps.
-
-    Raises:
-        AssertionError: the property does not hold; the message says what differs.
-        TypeError: ``x`` is no float64 tensor, or ``make`` returns no layer.
-        ValueError: ``x`` is too short.
-
-    Example:
-        >>> import torch
-        >>> from tracetorch import testing
-        >>> testing.{name}(lambda: testing.Trace(3), torch.randn(5, 2, 3).double())
-    """
+from tracetorch.testing.property import Make, Property, property_of
+from tracetorch.testing.restarting import (
+    masks_restart_samples,
+    resets_are_masks,
+    zeroing_restarts,
+)
 
 
 def check_layer(
@@ -82,43 +67,7 @@ def check_layer(
         holds(make, x)
 
 
-def _property(check: Property) -> Property:
-    """Give the check a checked sample and a fixed seed; its failures name layer and property."""
-
-    @functools.wraps(check)
-    def checked(make: Make, x: Tensor) -> None:
-        layer = make()
-        if not isinstance(layer, Layer):
-            raise TypeError(f"make must return a tt.Layer, got {layer!r}")
-        if not isinstance(x, Tensor) or x.dtype != torch.float64:
-            got = x.dtype if isinstance(x, Tensor) else repr(x)
-            raise TypeError(f"x must be a float64 tensor [T, …], got {got}")
-        if x.ndim < 2 or len(x) < 4:
-            raise ValueError(f"x must be [T, …] with at least 4 timesteps, got {list(x.shape)}")
-        broken = f"{layer!r} breaks {check.__name__}"
-        try:
-            check(_twins(make, layer), x.detach())
-        except AssertionError as error:
-            raise AssertionError(f"{broken}: {error}") from error
-        except Exception as error:
-            raise AssertionError(f"{broken}: raised {type(error).__name__}: {error}") from error
-
-    checked.__doc__ = f"{check.__doc__}{_SAID.format(name=check.__name__)}"
-    return checked
-
-
-def _twins(make: Make, original: Layer) -> Make:
-    """A factory of layers with the original's parameters, also where ``make`` draws them."""
-
-    def twin() -> Layer:
-        layer = make().double()
-        layer.load_state_dict(original.state_dict())
-        return layer
-
-    return twin
-
-
-@_property
+@property_of
 def step_equals_unroll(make: Make, x: Tensor) -> None:
     """``unroll`` has the outputs, final states and all gradients of calling step by step."""
 
@@ -138,7 +87,7 @@ def step_equals_unroll(make: Make, x: Tensor) -> None:
             comparing.close(f"{name} of unroll", got[name], value)
 
 
-@_property
+@property_of
 def recording_is_of_the_steps(make: Make, x: Tensor) -> None:
     """What is recorded of ``unroll`` are the states after each timestep, with their gradients."""
 
@@ -163,7 +112,7 @@ def recording_is_of_the_steps(make: Make, x: Tensor) -> None:
             comparing.close(name, got[name], value)
 
 
-@_property
+@property_of
 def dim_is_a_layout(make: Make, x: Tensor) -> None:
     """The same numbers come out wherever the neurons are placed."""
     reference, rank = make(), x.ndim - 1
@@ -179,7 +128,7 @@ def dim_is_a_layout(make: Make, x: Tensor) -> None:
             comparing.close(f"the state {name} at dim={dim}", layer.get_states()[name], expected)
 
 
-@_property
+@property_of
 def samples_are_independent(make: Make, x: Tensor) -> None:
     """What a sample gives does not depend on the rest of its batch."""
     if not comparing.batched(make(), x):
@@ -190,17 +139,7 @@ def samples_are_independent(make: Make, x: Tensor) -> None:
         comparing.close(f"sample {sample} alone", alone, y[:, sample : sample + 1])
 
 
-@_property
-def zeroing_restarts(make: Make, x: Tensor) -> None:
-    """After ``zero_states`` a layer is as if new: the same answer, bit for bit."""
-    layer = make()
-    first = comparing.stepped(layer, x)
-    layer.zero_states()
-    comparing.demand(not layer.get_states(), f"zero_states left {sorted(layer.get_states())}")
-    comparing.same("the output after zero_states", comparing.stepped(layer, x), first)
-
-
-@_property
+@property_of
 def states_round_trip(make: Make, x: Tensor) -> None:
     """The states say everything about the past: another layer goes on from them exactly."""
     half = len(x) // 2
@@ -214,7 +153,7 @@ def states_round_trip(make: Make, x: Tensor) -> None:
     comparing.same("the output from states put in place", comparing.stepped(heir, x[half:]), rest)
 
 
-@_property
+@property_of
 def detaching_cuts_the_graph(make: Make, x: Tensor) -> None:
     """``detach_states`` keeps the values, and no gradient passes it."""
     half = len(x) // 2
@@ -231,7 +170,7 @@ def detaching_cuts_the_graph(make: Make, x: Tensor) -> None:
         comparing.demand(gradient is None, "a gradient reached the input before detach_states")
 
 
-@_property
+@property_of
 def states_follow_the_module(make: Make, x: Tensor) -> None:
     """``.double()`` takes the states along; a ``state_dict`` holds none of them."""
     half = len(x) // 2
@@ -249,7 +188,7 @@ def states_follow_the_module(make: Make, x: Tensor) -> None:
     comparing.stepped(layer, x[half:])
 
 
-@_property
+@property_of
 def copies_keep_states(make: Make, x: Tensor) -> None:
     """A deep copy, a pickle and ``torch.save`` after a step with a graph go on alike."""
     half = len(x) // 2
@@ -274,7 +213,7 @@ def copies_keep_states(make: Make, x: Tensor) -> None:
         comparing.same(f"the output by {how}", comparing.stepped(twin, x[half:]), rest)
 
 
-@_property
+@property_of
 def compiling_is_exact(make: Make, x: Tensor) -> None:
     """``TTcompile`` changes no output; ``TTdecompile`` gives the very same parameters back."""
     layer = make()
@@ -297,7 +236,7 @@ def compiling_is_exact(make: Make, x: Tensor) -> None:
     comparing.same("the output after TTdecompile", comparing.stepped(layer, x), y)
 
 
-@_property
+@property_of
 def precision_is_kept(make: Make, x: Tensor) -> None:
     """A bf16 or fp16 input gets an output of its dtype, from states in the promoted dtype."""
     for dtype in (torch.bfloat16, torch.float16):
@@ -315,59 +254,7 @@ def precision_is_kept(make: Make, x: Tensor) -> None:
         )
 
 
-@_property
-def masks_restart_samples(make: Make, x: Tensor) -> None:
-    """``zero_states(mask)``: masked samples are as if new, the others as if nothing happened."""
-    half, layer = len(x) // 2, make()
-    comparing.stepped(layer, x[:half])
-    before = layer.get_states()
-    if not before:
-        return
-    mask = torch.arange(x.shape[1]) % 2 == 0
-    if not comparing.batched(layer, x):
-        comparing.refusal("an unbatched state", lambda: layer.zero_states(mask), layer, before)
-        return
-    longer = torch.cat([mask, mask])
-    comparing.refusal("a mask of another length", lambda: layer.zero_states(longer), layer, before)
-    layer.zero_states(mask)
-    got, whole, fresh = (
-        comparing.stepped(layer, x[half:]),
-        comparing.stepped(make(), x)[half:],
-        comparing.stepped(make(), x[half:]),
-    )
-    comparing.close("the output of restarted samples", got[:, mask], fresh[:, mask])
-    comparing.close("the output of the other samples", got[:, ~mask], whole[:, ~mask])
-
-
-@_property
-def resets_are_masks(make: Make, x: Tensor) -> None:
-    """``unroll`` with ``resets`` is the loop with ``zero_states(mask)``, gradients and all."""
-    layer = make()
-    samples = torch.arange(x.shape[1])
-    # none at some timesteps, all at others, and the first one among them
-    resets = torch.stack([(samples + t) % (1 + t % 4) == t % 3 for t in range(len(x))])
-    if not comparing.batched(layer, x):
-        comparing.refusal("an unbatched input", lambda: layer.unroll(x, resets), layer, {})
-        return
-
-    def stepped(layer: Layer, x: Tensor) -> dict[str, Tensor]:
-        outputs = []
-        for mask, timestep in zip(resets[-len(x) :], x, strict=True):
-            layer.zero_states(mask)
-            outputs.append(layer(timestep))
-        return {"the output": torch.stack(outputs)}
-
-    def unrolled(layer: Layer, x: Tensor) -> dict[str, Tensor]:
-        return {"the output": layer.unroll(x, resets[-len(x) :])}
-
-    for warm in (0, len(x) // 2):
-        expected = comparing.everything(make(), x, warm, stepped)
-        got = comparing.everything(make(), x, warm, unrolled)
-        for name, value in expected.items():
-            comparing.close(f"{name} of unroll with resets", got[name], value)
-
-
-@_property
+@property_of
 def misfits_are_refused(make: Make, x: Tensor) -> None:
     """Another batch, rank or dtype than the standing states' is an error that changes nothing."""
     layer = make()
@@ -390,7 +277,7 @@ def misfits_are_refused(make: Make, x: Tensor) -> None:
     comparing.refusal("an input of a wider dtype", lambda: lower(timestep), lower, standing)
 
 
-@_property
+@property_of
 def gradients_match_differences(make: Make, x: Tensor) -> None:
     """Gradients with respect to input and parameters agree with finite differences."""
     layer = make()

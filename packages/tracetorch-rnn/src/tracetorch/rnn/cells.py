@@ -11,6 +11,7 @@ cuDNN does to ``torch.nn.LSTM`` it does to a sequence here: float32 is rounded t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from torch.nn.functional import linear
 from tracetorch import Layer, mode
 from tracetorch.parameters import checked_integer
 from tracetorch.rnn.diagonal import unrounded
+from tracetorch.rnn.restarts import Pieces, pieces
 
 States = tuple[Tensor, ...]
 Kernel = Callable[..., Any]
@@ -99,7 +101,7 @@ class Cell(Layer):
         return new if isinstance(new, tuple) else (new,)
 
     def sequence(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """All timesteps through torch's kernel; None where there is none for it."""
         kernel = self.torch_sequence
@@ -109,7 +111,11 @@ class Cell(Layer):
         old = [getattr(states, name) for name in self.state_names]
         flat = x.reshape(len(x), x.shape[1:-1].numel(), self.in_features)
         with unrounded(x.device.type):
-            y, *final = _run(kernel, flat, old, _weights(p))
+            if resets is None:
+                y, *final = _run(kernel, flat, old, _weights(p))
+            else:
+                restarts = resets.repeat_interleave(x.shape[2:-1].numel(), 1)
+                y, *final = _restarting(kernel, flat, old, _weights(p), restarts)
         new = {
             name: state.reshape(before.shape)
             for name, state, before in zip(self.state_names, final, old, strict=True)
@@ -121,20 +127,51 @@ class Cell(Layer):
         return f"{self.in_features}, {self.out_features}, dim={self.dim}"
 
 
+_ONE_LAYER = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "bidirectional": False}
+
+
 def _run(kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States) -> States:
     """Outputs ``[T, B, out]`` and final states ``[1, B, out]`` for ``x`` ``[T, B, in]``."""
     rows, size = x.shape[1], states[0].shape[-1]
+    begun = [state.reshape(1, rows, size).contiguous() for state in states]
     return kernel(  # type: ignore[no-any-return]
-        x,
-        _packed([state.reshape(1, rows, size).contiguous() for state in states]),
-        _adjacent(weights) if x.is_cuda else weights,
-        has_biases=True,
-        num_layers=1,
-        dropout=0.0,
-        train=torch.is_grad_enabled(),
-        bidirectional=False,
+        x, _packed(begun), _for_kernel(weights), **_ONE_LAYER, train=torch.is_grad_enabled(),
         batch_first=False,
-    )
+    )  # fmt: skip
+
+
+def _restarting(
+    kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States, resets: Tensor
+) -> States:
+    """The same where samples restart: packed, or from restart to restart where those are few.
+
+    Torch's kernels on the CPU take a packed sequence several times as long as a plain one.
+    """
+    if x.is_cuda or 2 * int(resets.any(1).sum()) > len(x):
+        return _run_pieces(kernel, x, states, weights, pieces(resets))
+    now, ys = [state.reshape(1, x.shape[1], -1) for state in states], []
+    starts = {0, *resets.any(1).nonzero().flatten().tolist()}
+    for start, stop in itertools.pairwise([*sorted(starts), len(x)]):
+        now = [state.masked_fill(resets[start][:, None], 0.0) for state in now]
+        y, *now = _run(kernel, x[start:stop], now, weights)
+        ys.append(y)
+    return torch.cat(ys), *now
+
+
+def _run_pieces(
+    kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States, cut: Pieces
+) -> States:
+    """The same, each piece a sequence of its own."""
+    rows, size = x.shape[1], states[0].shape[-1]
+    begun = [
+        state.reshape(rows, size)[cut.samples].masked_fill(~cut.carried[:, None], 0.0)[None]
+        for state in states
+    ]
+    y, *final = kernel(
+        x.flatten(0, 1)[cut.order], cut.sizes, _packed(begun), _for_kernel(weights), **_ONE_LAYER,
+        train=torch.is_grad_enabled(),
+    )  # fmt: skip
+    return y[cut.back], *(state[:, cut.last] for state in final)
 
 
 def _weights(p: Any) -> States:
@@ -151,8 +188,10 @@ def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
-def _adjacent(weights: States) -> States:
+def _for_kernel(weights: States) -> States:
     """The weights one after the other in memory, where cuDNN takes them without a warning."""
+    if not weights[0].is_cuda:
+        return weights
     whole = torch.cat([weight.reshape(-1) for weight in weights])
     parts = torch.split(whole, [weight.numel() for weight in weights])
     return tuple(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))

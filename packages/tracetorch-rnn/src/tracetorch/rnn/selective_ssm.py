@@ -138,11 +138,11 @@ class SelectiveSSM(Layer):
         return _through(self.out_proj, y + p.D * x)
 
     def sequence(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """Project all timesteps, scan them in one kernel, project back."""
         dt, B, C = self.project(x)
-        found = SELECTIVE_SCAN.sequence(states.h, dt, x, B, C, p.A, owner=self)
+        found = SELECTIVE_SCAN.sequence(states.h, dt, x, B, C, p.A, owner=self, resets=resets)
         if found is None:
             return None
         h, y = found
