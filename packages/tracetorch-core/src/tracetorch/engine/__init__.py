@@ -5,10 +5,11 @@ order, each file knowing only those before it:
 
 ``ops`` is the one table of operations, ``graph`` what is computed; ``findings``, ``request`` and
 ``aside`` are what the engine is told and keeps; ``reads`` and ``standin`` stand in for a module
-while ``recorder`` and ``trace`` make step → graph. ``kernel`` says what one direction computes; ``cpp``
-and ``triton`` render it, with ``naming``; ``launch``, ``build``, ``native`` and ``triton_launch``
-make it run; ``targets`` is the one registry of these languages. ``memory`` and ``segments`` help
-``program`` to give it tensors; ``definition`` is the step again for second derivatives;
+while ``recorder`` and ``trace`` make step → graph. ``kernel`` says what one direction computes;
+``cpp`` and ``triton`` render it, with ``naming``; ``launch``, ``build``, ``native`` and
+``triton_launch`` make it run; ``targets`` is the one registry of these languages. ``memory`` and
+``segments`` help ``program`` to give it tensors; ``definition`` is the step again for second
+derivatives;
 ``operators`` runs it in autograd, and ``serving`` answers requests. ``scan``, with
 ``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over many states.
 """
