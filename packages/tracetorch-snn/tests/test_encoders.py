@@ -193,6 +193,7 @@ def test_decoders_are_loops(lengths: Tensor | None) -> None:
         "mean": decoders.mean(x, lengths=lengths),
         "first": decoders.first_spike(spikes, lengths=lengths),
         "last": decoders.last_membrane(x, lengths=lengths),
+        "highest": decoders.max_membrane(x, lengths=lengths),
     }
     silent = 0
     for b, i, j in np.ndindex(3, 2, 4):
@@ -205,6 +206,7 @@ def test_decoders_are_loops(lengths: Tensor | None) -> None:
             "mean": sum(u) / end if end else 0,
             "first": fired[0] if fired else end,
             "last": u[-1] if end else 0,
+            "highest": max(u, default=0),
         }
         for name, value in wanted.items():
             assert found[name][b, i, j].item() == pytest.approx(value, rel=1e-12), name
@@ -217,7 +219,13 @@ def test_decoders_do_not_read_padding() -> None:
     padded = torch.arange(5)[:, None] >= LENGTHS
     spoilt = x.clone()
     spoilt[padded] = math.nan
-    for decode in (decoders.count, decoders.mean, decoders.first_spike, decoders.last_membrane):
+    for decode in (
+        decoders.count,
+        decoders.mean,
+        decoders.first_spike,
+        decoders.last_membrane,
+        decoders.max_membrane,
+    ):
         found = decode(spoilt.requires_grad_(), lengths=LENGTHS)
         assert torch.equal(found, decode(x, lengths=LENGTHS))
         if found.requires_grad:
@@ -228,7 +236,7 @@ def test_decoders_do_not_read_padding() -> None:
 
 def test_gradients_of_decoders() -> None:
     x = torch.rand(5, 3, 2, dtype=torch.float64, requires_grad=True)
-    for decode in (decoders.count, decoders.mean, decoders.last_membrane):
+    for decode in (decoders.count, decoders.mean, decoders.last_membrane, decoders.max_membrane):
         assert torch.autograd.gradcheck(lambda x, d=decode: d(x, lengths=LENGTHS), (x,))
     assert torch.autograd.gradcheck(lambda x: decoders.step_forward(x, 0.5), (x,))
 

@@ -5,6 +5,8 @@ Functions of tensors: they know no layer. Only timesteps before ``lengths[b]`` a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from tracetorch.snn.masks import (
@@ -125,6 +127,41 @@ def last_membrane(membranes: Tensor, *, lengths: Tensor | None = None) -> Tensor
     found = membranes[last, torch.arange(len(last), device=last.device)]
     there = (lengths > 0).reshape(-1, *(1,) * (found.ndim - 1))
     return torch.where(there, found, torch.zeros_like(found))
+
+
+def max_membrane(membranes: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    """The highest value of each neuron over time; 0 where a sample has no timestep.
+
+    Unlike ``membranes.amax(0)`` it is that of the sample's own timesteps, also where all of them
+    lie below the zeros that stand after its end.
+
+    Args:
+        membranes: ``[T, B, …]``.
+        lengths: integers ``[B]`` in 0…T: only timesteps before them count; None for all.
+
+    Returns:
+        ``[B, …]``. The gradient goes to the timestep of the maximum, in equal parts where there are
+        several.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument has the wrong shape or is out of range.
+
+    Example:
+        >>> membranes = torch.tensor([[[-1.0], [2.0]], [[0.0], [4.0]]])
+        >>> max_membrane(membranes, lengths=torch.tensor([1, 2])).tolist()
+        [[-1.0], [4.0]]
+
+    Source: Cramer, Stradmann, Schemmel and Zenke, The Heidelberg spiking data sets for the
+    systematic evaluation of spiking neural networks, arXiv 1910.07407 (maximum over time).
+    """
+    check_sequence("membranes", membranes)
+    lengths = checked_lengths(lengths, membranes)
+    highest = masked(membranes, lengths, -math.inf).amax(0)
+    if lengths is None:
+        return highest
+    there = (lengths > 0).reshape(-1, *(1,) * (highest.ndim - 1))
+    return torch.where(there, highest, torch.zeros_like(highest))
 
 
 def step_forward(spikes: Tensor, threshold: float, start: float | Tensor = 0.0) -> Tensor:

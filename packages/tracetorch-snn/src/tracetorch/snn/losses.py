@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tracetorch.snn.decoders import max_membrane
 from tracetorch.snn.masks import (
     check_positive,
     check_sequence,
@@ -214,6 +215,7 @@ def max_membrane_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy of each class's highest membrane: :math:`\mathrm{CE}(\max_t u_t, y)`.
 
+    Of :func:`tracetorch.snn.decoders.max_membrane`, whose largest is the class that is found.
     Only the timestep of the maximum gets a gradient. For readouts that do not fire (``LI``).
 
     Args:
@@ -236,9 +238,7 @@ def max_membrane_cross_entropy(
     systematic evaluation of spiking neural networks, arXiv 1910.07407 (maximum-over-time loss).
     """
     targets, lengths = _checked("membranes", membranes, targets, lengths)
-    highest = masked(membranes, lengths, -math.inf).amax(0)
-    if lengths is not None:
-        highest = torch.where(lengths[:, None] > 0, highest, torch.zeros_like(highest))
+    highest = max_membrane(membranes, lengths=lengths)
     return reduced(_cross_entropy(highest, targets), lengths, reduction)
 
 
