@@ -606,7 +606,13 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: snn.init.heterogeneous(snn.LIB(4), threshold=2.0), ValueError, "no decay 'threshold'"),
     (lambda: snn.init.heterogeneous(snn.LIB(4)), TypeError, "timesteps must name a decay"),
-    (lambda: snn.init.heterogeneous(nn.ReLU(), beta=2.0), TypeError, "layer must be a layer of"),  # type: ignore[arg-type]
+    (lambda: snn.init.heterogeneous(nn.ReLU(), beta=2.0), TypeError, "layer must be a tt.Layer"),  # type: ignore[arg-type]
+    (
+        lambda: snn.init.heterogeneous(snn.Delay(2), delay=2.0),
+        ValueError,
+        "declares no decay: a parameter added by add_parameter(name, value, "
+        "constraint=tt.constraints.sigmoid)",
+    ),
     (
         lambda: snn.init.heterogeneous(snn.LIB(4), beta=1.2),
         ValueError,
@@ -681,6 +687,47 @@ def test_time_constants_are_all_or_nothing() -> None:
     with pytest.raises(ValueError, match="beta is of rank 0"):
         snn.init.heterogeneous(layer, alpha=5.0, beta=20.0)
     assert torch.equal(layer.alpha.detach(), before)
+    layer = snn.SLIB(4)
+    with pytest.raises(ValueError, match="must be in"):
+        # 1 in float32
+        snn.init.heterogeneous(layer, bounds=(2.0, 1e12), alpha=5.0, beta=1e10)
+    assert torch.equal(layer.alpha.detach(), before)
+
+
+class Leaks(tt.Layer):
+    """One's own, with a decay per neuron, one per neuron and tap, and what is none."""
+
+    def __init__(self, num_neurons: int, taps: int) -> None:
+        super().__init__(num_neurons)
+        self.add_state("a")
+        self.add_parameter("rate", 0.5, constraint=tt.constraints.sigmoid)
+        self.add_parameter(
+            "each", 0.5, constraint=tt.constraints.sigmoid, shape=(num_neurons, taps)
+        )
+        self.add_parameter("gain", 0.5)
+
+    def step(self, states: Any, x: Tensor, p: Any) -> tuple[dict[str, Tensor], Tensor]:
+        a = p.rate * states.a + x
+        return {"a": a}, p.gain * a + p.each.sum(-1)
+
+
+def test_time_constants_of_ones_own_layer_are_those_of_ours() -> None:
+    own, ours = Leaks(50, 1), snn.SLIB(50)
+    for layer, names in ((own, ("rate", "each")), (ours, ("beta", "alpha"))):
+        generator = torch.Generator().manual_seed(3)
+        means = dict(zip(names, (20.0, 5.0), strict=True))
+        snn.init.heterogeneous(layer, generator=generator, **means)
+    assert torch.equal(own.rate, ours.beta)
+    assert torch.equal(own.each[:, 0], ours.alpha)
+    with pytest.raises(ValueError, match=r"has no decay 'gain'; it has rate, each$"):
+        snn.init.heterogeneous(own, gain=5.0)
+
+
+def test_an_adaptation_has_time_constants_as_well() -> None:
+    layer = snn.LIB(50, adaptation=snn.Adaptation())
+    snn.init.heterogeneous(layer, rho=30.0)
+    assert len(layer.rho.detach().unique()) == 50
+    assert len(layer.beta.detach().unique()) == 1
 
 
 # ---------------------------------------------------------------------- what a stranger found

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tracetorch import Layer
+from tracetorch.constraints import sigmoid
 from tracetorch.functional import timesteps_to_decay
-from tracetorch.snn import describe
 from tracetorch.snn.calibration import Calibrated, Calibration, calibrate
 from tracetorch.snn.layer import LeakyIntegrator
 from tracetorch.snn.masks import check_positive, check_within
@@ -24,7 +25,6 @@ __all__ = [
     "heterogeneous",
 ]
 
-_DECAYS = ("alpha", "beta", "gamma")
 _ROUNDS = 1000
 
 
@@ -174,7 +174,7 @@ def _per_row(name: str, value: Tensor, weight: Tensor) -> Tensor:
 
 
 def heterogeneous(
-    layer: LeakyIntegrator,
+    layer: Layer,
     *,
     shape: int = 3,
     bounds: tuple[float, float] = (1.5, 1000.0),
@@ -188,7 +188,9 @@ def heterogeneous(
     (:func:`tracetorch.functional.timesteps_to_decay`).
 
     Args:
-        layer: of this package; the decays named must be of rank 1, one per neuron.
+        layer: of this package or of one's own. A decay is any parameter that it declares by
+            ``add_parameter`` with a constraint to (0, 1), ``tt.constraints.sigmoid``; those named
+            must be of rank 1, one per neuron.
         shape: k, a whole number from 1; 1 is the exponential distribution, higher ones are
             narrower (a standard deviation of m / √k).
         bounds: the shortest and longest time constant, in timesteps, above 1.
@@ -213,8 +215,8 @@ def heterogeneous(
     Source: Perez-Nieves, Leung, Dragotti and Goodman, Neural heterogeneity promotes robust
     learning, Nature Communications 12, 2021 (gamma distribution of shape 3).
     """
-    if not isinstance(layer, LeakyIntegrator):
-        raise TypeError(f"layer must be a layer of tracetorch.snn, got {layer!r}")
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer must be a tt.Layer, got {layer!r}")
     if not isinstance(shape, int) or isinstance(shape, bool):
         raise TypeError(f"shape must be an integer of at least 1, got {shape!r}")
     if shape < 1:
@@ -230,12 +232,19 @@ def heterogeneous(
         what = f"a mean within the bounds {bounds[0]:g}…{bounds[1]:g}, in timesteps"
         check_within(name, mean, *bounds, what)
     drawn = {n: _gamma(decays[n], timesteps[n], shape, bounds, generator) for n in timesteps}
-    for name, tau in drawn.items():
-        setattr(layer, name, timesteps_to_decay(tau))
+    found = {name: timesteps_to_decay(tau) for name, tau in drawn.items()}
+    for name, decay in found.items():
+        setattr(layer, name, decay)
 
 
-def _of_rank_one(layer: LeakyIntegrator, name: str) -> Tensor:
-    known = [known for known in layer.parameter_names() if describe.bare(known) in _DECAYS]
+def _of_rank_one(layer: Layer, name: str) -> Tensor:
+    declared = layer.tt.declaration.parameters
+    known = [n for n, spec in declared.items() if spec.constraint.domain == sigmoid.domain]
+    if not known:
+        raise ValueError(
+            f"{layer!r} declares no decay: a parameter added by add_parameter(name, value, "
+            f"constraint=tt.constraints.sigmoid)"
+        )
     if name not in known:
         raise ValueError(f"{layer!r} has no decay {name!r}; it has {', '.join(known)}")
     value: Tensor = getattr(layer, name).detach()
@@ -257,7 +266,7 @@ def _gamma(
     """Gamma-distributed within bounds: a whole shape is a sum of so many exponential numbers."""
 
     def draw() -> Tensor:
-        parts: Any = torch.empty(shape, len(like), dtype=like.dtype, device=like.device)
+        parts: Any = torch.empty(shape, *like.shape, dtype=like.dtype, device=like.device)
         found: Tensor = parts.exponential_(shape / mean, generator=generator).sum(0)
         return found
 
