@@ -325,6 +325,65 @@ def test_an_error_of_the_model_itself_is_one_line() -> None:
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
+TYPED = {
+    "linear": lambda: (nn.Linear(3, 3), Trace(3)),
+    "behind a layer": lambda: (Trace(3), nn.Linear(3, 3)),
+    "norm": lambda: (nn.LayerNorm(3), Trace(3)),
+    "convolution": lambda: (nn.Conv1d(4, 4, 1), Trace(3)),
+}
+RUNS: dict[str, Callable[[tt.Model, Tensor], object]] = {
+    "calling": lambda model, x: model(x[0]),
+    "unrolling": lambda model, x: model.unroll(x),
+    "by name": lambda model, x: model.unroll(lengths=torch.tensor([2] * 4), x=x),
+    "stepping": lambda model, x: model.unroll(x, fold=False),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("kind", TYPED)
+def test_an_error_of_types_says_once_which_met(kind: str, run: str) -> None:
+    model, x = Holder(*map(nn.Sequential, TYPED[kind]())), torch.rand(2, 4, 3, dtype=torch.float64)
+    model.parts = nn.ModuleList(model.held)
+    with pytest.raises(RuntimeError, match="type") as raised:
+        RUNS[run](model, x)
+    said = (
+        "the input is torch.float64 and the parameters are torch.float32: give it "
+        "x.to(torch.float32), or take model.to(torch.float64)"
+    )
+    assert str(raised.value).splitlines()[1:] == [said]
+    model.zero_states()
+    RUNS[run](model, x.to(torch.float32))
+    model.zero_states()
+    RUNS[run](model.to(torch.float64), x)
+
+
+class Raising(Holder):
+    """Fails with words of its own."""
+
+    def __init__(self, *held: Any) -> None:
+        super().__init__(*held)
+        self.parts = nn.ModuleList(held)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError(f"the type of {len(x)} wheels")
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Raising(Trace(3)), torch.rand(4, 3)),
+        (Raising(Trace(3)), torch.zeros(4, 3, dtype=torch.int64)),
+        (Raising(Trace(3), nn.Linear(3, 3).double()), torch.rand(4, 3).half()),
+        (Raising(), torch.rand(4, 3).half()),
+    ],
+    ids=["the same", "integers", "several", "no parameters"],
+)
+def test_an_error_of_something_else_stays_as_it_is(model: Raising, x: Tensor) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        model(x)
+    assert str(raised.value) == "the type of 4 wheels"
+
+
 @pytest.mark.parametrize("states", [None, [("mem", torch.ones(1, 3))], torch.ones(1, 3), "mem"])
 def test_states_are_a_mapping(states: Any) -> None:
     layer = Trace(3)

@@ -9,6 +9,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import Tensor, nn
+
 
 class LayerError(ValueError):
     """An error that belongs to one layer; a model that finds the layer inside it adds its name.
@@ -36,7 +38,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def located(method: Method) -> Method:
-    """A model's method, in whose errors its layers have their qualified names."""
+    """A model's method, in whose errors its layers have their qualified names.
+
+    To an error of torch's about types it adds which of them met, and the remedy.
+    """
 
     @functools.wraps(method)
     def named(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -47,8 +52,28 @@ def located(method: Method) -> Method:
                 if layer is error.layer:
                     error.name = name
             raise
+        except RuntimeError as error:
+            if type(error) is RuntimeError and "type" in str(error).lower():
+                _add_types(error, self, [*args, *kwargs.values()])
+            raise
 
     return named  # type: ignore[return-value]
+
+
+def _add_types(error: RuntimeError, model: nn.Module, given: list[object]) -> None:
+    """Where the dtype of what a model is given is another than the one of its parameters."""
+    came = [x.dtype for x in given if isinstance(x, Tensor) and x.is_floating_point()]
+    own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if len(own) != 1 or not came or came[0] in own:
+        return
+    (fits,) = own
+    said = (
+        f"the input is {came[0]} and the parameters are {fits}: give it x.to({fits}), or take "
+        f"model.to({came[0]})"
+    )
+    # an unroll has it from a call of the same model
+    if said not in str(error):
+        error.args = (f"{error}\n{said}",)
 
 
 def _shown(layer: object) -> str:
