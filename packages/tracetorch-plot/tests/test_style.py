@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,6 +108,84 @@ def test_a_figure_that_is_in_use_is_refused(name: str) -> None:
         ON_FIGURES[name](figure)
     with pytest.raises(TypeError, match=r"^figure must be a Figure or SubFigure .* got 3$"):
         ON_FIGURES[name](3)
+
+
+# ---------------------------------------------------------------------- room for all
+
+NAMES = [f"layer {i} of the model" for i in range(10)]
+MORE: dict[str, Callable[[Any], Any]] = {
+    "tiny": lambda ax: plot.training({"a": 1e-7 * X, NAMES[0]: 1e-7 * X}, ax=ax),
+    "two rows": lambda ax: plot.rates({name: [0.1, 0.2] for name in NAMES[:4]}, ax=ax),
+    "beside": lambda ax: plot.training(dict.fromkeys(NAMES, X), ax=ax),
+    "twice": lambda ax: plot.rates({"a": [0.1, 0.2]}, ax=plot.training({"b": X}, ax=ax)),
+}
+CROWDED: dict[str, Callable[[Any], Any]] = {
+    **ON_AXES,
+    **MORE,
+    **ON_FIGURES,
+    "alike": lambda figure: plot.distributions(
+        dict.fromkeys("abcd", 0.912345), dict.fromkeys("abcd", 1e-6 * X), figure=figure
+    ),
+}
+
+
+def under_a_legend(figure: Figure) -> list[str]:
+    """The texts that a legend stands on, when it is drawn."""
+    figure.draw_without_rendering()
+    found = []
+    for ax in figure.axes:
+        if (legend := ax.get_legend()) is None:
+            continue
+        place, own = legend.get_window_extent(), legend.findobj(matplotlib.text.Text)
+        for text in figure.findobj(matplotlib.text.Text):
+            if text.get_text() and text not in own and place.overlaps(text.get_window_extent()):
+                found.append(text.get_text())
+        assert place.ymin >= ax.bbox.ymax or place.xmin >= ax.bbox.xmax
+    return found
+
+
+def entitle(figure: Figure) -> None:
+    for ax in figure.axes:
+        for place in ("left", "center", "right"):
+            ax.set_title(f"to the {place}", loc=place)
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_no_legend_stands_on_a_title_or_a_label(name: str) -> None:
+    figure = Figure((9.0, 4.0), layout="constrained")
+    on_axes = name in ON_AXES or name in MORE
+    CROWDED[name](figure.add_subplot() if on_axes else figure)
+    entitle(figure)
+    assert under_a_legend(figure) == []
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+def test_no_legend_stands_on_a_title_that_was_there_before(layout: Any) -> None:
+    figure = Figure((9.0, 4.0), layout=layout)
+    ax = figure.add_subplot()
+    entitle(figure)
+    plot.training({"a": X, NAMES[0]: X, NAMES[1]: X}, ax=ax)
+    assert under_a_legend(figure) == []
+
+
+def test_titles_come_down_again_where_a_legend_goes() -> None:
+    figure = Figure((6.0, 4.0))
+    ax = plot.training({"a": X}, ax=figure.add_subplot())
+    ax.set_title("curves")
+
+    def height() -> float:
+        figure.draw_without_rendering()
+        return float(ax.title.get_window_extent().ymin)
+
+    above = height()
+    ax.get_legend().remove()
+    assert ax.bbox.ymax < height() < above - 10
+
+
+def test_a_figure_with_a_legend_can_be_kept() -> None:
+    ax = plot.training({"a": X})
+    ax.set_title("curves")
+    assert under_a_legend(pickle.loads(pickle.dumps(ax.figure))) == []
 
 
 # ---------------------------------------------------------------------- grounds

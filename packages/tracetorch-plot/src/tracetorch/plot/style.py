@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import Collection
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 # Okabe & Ito, Color Universal Design (2008), without black and yellow, which one of the two
@@ -140,7 +142,10 @@ def note(ax: Axes, words: str) -> None:
 
 
 def legend(ax: Axes) -> None:
-    """Outside the axes, where it hides no data: above them, or beside them if it is long."""
+    """Outside the axes, where it hides no data: above them, or beside them if it is long.
+
+    Titles stand above it, whenever they are set, and a common factor of the ticks beside it.
+    """
     labels = ax.get_legend_handles_labels()[1]
     if not labels:
         return
@@ -154,6 +159,26 @@ def legend(ax: Axes) -> None:
     else:
         look |= {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         ax.legend(fontsize="small" if len(labels) <= 16 else "x-small", **look)
+    ax.yaxis.get_offset_text().set_horizontalalignment("right")
+    if not any(isinstance(inner.get_axes_locator(), _OnLegend) for inner in ax.child_axes):
+        # matplotlib lifts titles above whatever axes there are within these
+        above = ax.inset_axes((0.0, 1.0, 1.0, 0.0))
+        above.set_axis_off()
+        above.set_axes_locator(_OnLegend(ax))
+
+
+class _OnLegend:
+    """Where axes are to stand: on those of their figure's axes that hold the legend."""
+
+    def __init__(self, ax: Axes) -> None:
+        self._ax = ax
+
+    def __call__(self, ax: object, renderer: RendererBase) -> Bbox:
+        """The place in shares of the figure, when it is drawn."""
+        del ax
+        legend = self._ax.get_legend()
+        place = self._ax.bbox if legend is None else legend.get_window_extent(renderer)
+        return place.transformed(self._ax.figure.transSubfigure.inverted())
 
 
 def scale(ax: Axes, drawn: ScalarMappable | Collection, label: str, whole: bool = False) -> None:
