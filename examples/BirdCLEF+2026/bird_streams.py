@@ -201,9 +201,7 @@ def listening(net: BirdNet) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        net.zero_states()
-        if standing:
-            net.set_states(standing)
+        net.set_states(standing)
         net.train(training)
 
 

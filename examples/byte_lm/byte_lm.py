@@ -121,8 +121,7 @@ def bits_per_byte(model: ByteLM, text: Tensor) -> float:
     next_, nats = text.long().to(device), 0.0
     for part, target in zip(read.split(READ_AT_ONCE), next_.split(READ_AT_ONCE), strict=True):
         nats += F.cross_entropy(model.unroll(part)[:, 0], target, reduction="sum").item()
-    model.zero_states()
-    model.set_states(states, strict=False)
+    model.set_states(states)
     return nats / len(text) / math.log(2)
 
 

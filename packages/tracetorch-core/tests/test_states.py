@@ -481,6 +481,37 @@ def test_set_states_is_all_or_nothing_and_says_what_is_wrong() -> None:
     assert model.held[1].mem is before["held.1.mem"]
 
 
+def test_states_of_before_the_first_timestep_go_back() -> None:
+    model, layer = Holder([Trace(2), nn.Linear(2, 2), AdaptiveLIF(2)]), AdaptiveLIF(2)
+    for each in (model, layer, Holder([nn.Linear(2, 2)])):
+        fresh = each.get_states()
+        assert fresh == {}
+        assert each.set_states(fresh) == ([], [])
+        first = each(torch.ones(3, 2))
+        assert each.set_states(fresh) == ([], [])
+        assert each.get_states() == {}
+        assert torch.equal(each(torch.ones(3, 2)), first)
+        standing = each.get_states()
+        assert each.set_states(standing) == ([], [])
+        misfits = each.set_states({}, strict=False)
+        assert misfits.missing == sorted(standing)
+        assert all(each.get_states()[name] is state for name, state in standing.items())
+
+
+def test_states_of_a_part_ask_for_the_rest_by_name() -> None:
+    model = Holder([Trace(2), AdaptiveLIF(2)])
+    model.held[0](torch.ones(3, 2))
+    part = model.get_states()
+    with pytest.raises(
+        tt.StateError, match=r"missing \['held.1.mem', .*give None for a state that"
+    ):
+        model.set_states(part)
+    with pytest.raises(tt.StateError, match=r"missing \['raised'\]; give None for a state"):
+        model.held[1].set_states({"mem": torch.ones(3, 2)})
+    model.set_states(part | {"held.1.mem": None, "held.1.raised": None})
+    assert model.get_states().keys() == part.keys()
+
+
 def test_a_layer_says_which_names_did_not_fit() -> None:
     layer = AdaptiveLIF(2)
     assert layer.set_states({"mem": torch.ones(1, 2), "raised": None}) == ([], [])

@@ -228,12 +228,15 @@ def accepted(
     """
     refuse_passage(layer)
     states, own = checked_states(states), layer.tt.states
+    if strict and not states:
+        return dict.fromkeys(own), IncompatibleStates([], [])
     misfits = compared(states.keys(), own.keys())
     if strict and any(misfits):
         raise StateError(
             layer,
             f"states do not match: unknown {misfits.unexpected}, missing {misfits.missing}; "
-            f"pass strict=False to take what fits by name",
+            f"give None for a state that is not created yet, or pass strict=False to take what "
+            f"fits by name",
         )
     found: States = dict(own)
     for name in states.keys() & own.keys():
@@ -326,7 +329,8 @@ class Stateful(nn.Module):
         """Put states in place, all or none; they may carry a graph.
 
         Args:
-            states: name → tensor in the user's layout, or None for "not created yet".
+            states: name → tensor in the user's layout, or None for "not created yet"; without any
+                name none is, as ``get_states()`` then gives them.
             strict: refuse unknown names and demand every state of the layer.
 
         Returns:

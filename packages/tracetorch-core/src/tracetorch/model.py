@@ -144,7 +144,8 @@ class Model(Boundary):
         """Put states in place; all or none. None stands for "not created yet".
 
         Args:
-            states: qualified names → tensors in the user's layout.
+            states: qualified names → tensors in the user's layout; as ``get_states()`` gives them,
+                so without any name no state is created yet.
             strict: refuse names the model does not have, and demand every one it has.
 
         Returns:
@@ -155,14 +156,22 @@ class Model(Boundary):
             TypeError: ``states`` is no mapping.
             StateError: a name, shape or dtype does not fit; no state has changed then.
         """
-        states, layers = checked_states(states), dict(self.named_layers())
+        states = checked_states(states)
+        if strict and not states:
+            self.zero_states()
+            return IncompatibleStates([], [])
+        return self._put_states(states, strict)
+
+    def _put_states(self, states: Mapping[str, Tensor | None], strict: bool) -> IncompatibleStates:
+        layers = dict(self.named_layers())
         known = {f"{name}.{state}" for name, layer in layers.items() for state in layer.tt.states}
         misfits = compared(states.keys(), known)
         if strict and any(misfits):
             raise StateError(
                 self,
                 f"states do not match the model: unknown {misfits.unexpected}, "
-                f"missing {misfits.missing}; pass strict=False to take those that fit by name",
+                f"missing {misfits.missing}; give None for a state that is not created yet, or "
+                f"pass strict=False to take those that fit by name",
             )
 
         def put(name: str, layer: Layer) -> None:
@@ -210,7 +219,7 @@ class Model(Boundary):
         """
         try:
             found = saving.load(dict(self.named_layers()), path, strict, device)
-            return self.set_states(found, strict)
+            return self._put_states(found, strict)
         except StateError as error:
             error.message = f"{path}: {error.message}"
             raise
