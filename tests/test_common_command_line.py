@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import tracetorch as tt
 from torch import nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -202,11 +203,9 @@ def test_resuming_needs_a_file(start: Callable[..., Run], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "cannot be read as a checkpoint: "),
-        (b"text", "cannot be read as a checkpoint: "),
-        ({"values": {"step": 1}}, "is no checkpoint of a run"),
-        ({"values": 5}, "is no checkpoint of a run"),
-        (torch.ones(2), "is no checkpoint of a run"),
+        (b"text", "does not end with the SHA-256 of its content"),
+        (torch.ones(2), "does not end with the SHA-256 of its content"),
+        ({"step": 1}, "is no checkpoint of a run: it holds no settings"),
     ],
 )
 def test_values_are_read_out_of_checkpoints_only(
@@ -215,6 +214,8 @@ def test_values_are_read_out_of_checkpoints_only(
     file = tmp_path / "run.pt"
     if isinstance(content, bytes):
         file.write_bytes(content)
+    elif isinstance(content, dict):
+        tt.save_checkpoint(file, nn.Linear(1, 1), **content)
     else:
         torch.save(content, file)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} {words}"):

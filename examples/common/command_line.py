@@ -210,15 +210,9 @@ def saved_values(file: Path) -> dict[str, Any]:
         ValueError: it is no file of :class:`Checkpoint`, or is damaged.
         FileNotFoundError: there is none.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch's own are of many kinds, and their words of many lines
-        raise ValueError(f"{file} cannot be read as a checkpoint: {first_line(error)}") from error
-    values = content.get("values") if isinstance(content, dict) else None
-    if not isinstance(values, dict) or "settings" not in values:
-        raise ValueError(f"{file} is no checkpoint of a run")
+    values = tt.checkpoint_values(file)
+    if "settings" not in values:
+        raise ValueError(f"{file} is no checkpoint of a run: it holds no settings")
     return values
 
 

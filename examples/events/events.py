@@ -14,25 +14,25 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import binning
-import moving
-import nmnist
-import tonic_sets
 import torch
 import tracetorch as tt
-from event_learner import Frames, Learner
-from event_recordings import Split
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from polarity_nets import FIRING, matched
 from torch import nn
 from tqdm import tqdm
 from tracetorch import plot
 from tracetorch.measures import energy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import binning
+import moving
+import nmnist
+import tonic_sets
 from common import command_line
 from common.command_line import HELD_OUT_SEED
+from event_learner import Frames, Learner
+from event_recordings import Split
+from polarity_nets import FIRING, matched
 
 HELD_OUT = 400  # moving shapes
 SHOWN, SHOWN_OF_A_ROW = 6, 100  # parts of a recording in the figure

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.command_line import first_line
 from event_recordings import Recording, Recordings, Sensor, Split, checked
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -42,8 +43,7 @@ def load(name: str, folder: Path) -> Split:
         of_its_kind = BY_NAME if "split" in inspect.signature(kind).parameters else BY_TRUTH
         parts = [kind(save_to=str(folder), **which) for which in of_its_kind]
     except Exception as error:  # whatever its download and its unpacking raise
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"tonic cannot make {name} of {folder}: {why}") from error
+        raise ValueError(f"tonic cannot make {name} of {folder}: {first_line(error)}") from error
     train, test = map(recordings, parts)
     classes = max(train.classes, test.classes)
     return Split(train._replace(classes=classes), test._replace(classes=classes))

@@ -229,6 +229,16 @@ def test_values_come_back_as_they_were(file: Path) -> None:
     found = tt.load_checkpoint(file, nn.Linear(1, 1))
     assert found.keys() == VALUES.keys()
     assert repr(found) == repr(VALUES)
+    assert repr(tt.checkpoint_values(file)) == repr(VALUES)
+
+
+def test_values_are_read_without_a_model_and_change_nothing(file: Path) -> None:
+    run = begun(3)
+    run.save(file)
+    content, before = file.read_bytes(), everywhere()
+    assert tt.checkpoint_values(file) == {"settings": {"seed": 0}, "losses": run.losses}
+    assert same(everywhere(), before)
+    assert file.read_bytes() == content
 
 
 # ------------------------------------------------------------------ what does not fit
@@ -368,6 +378,8 @@ def test_a_damaged_file_is_told_and_changes_nothing(
     before = run.everything()
     with pytest.raises(tt.CheckpointError, match="truncated, damaged or"):
         run.load(file)
+    with pytest.raises(tt.CheckpointError, match="truncated, damaged or"):
+        tt.checkpoint_values(file)
     assert same(run.everything(), before)
 
 
@@ -397,8 +409,12 @@ class Harmful:
 )
 def test_another_file_is_told(file: Path, content: bytes, says: str) -> None:
     file.write_bytes(content)
-    with pytest.raises(tt.CheckpointError, match=f"{re.escape(str(file))} .*{says}"):
-        tt.load_checkpoint(file, nn.Linear(1, 1))
+    for read in (
+        lambda: tt.load_checkpoint(file, nn.Linear(1, 1)),
+        lambda: tt.checkpoint_values(file),
+    ):
+        with pytest.raises(tt.CheckpointError, match=f"{re.escape(str(file))} .*{says}"):
+            read()
 
 
 def test_a_file_of_states_alone_is_told(file: Path) -> None:
@@ -411,6 +427,8 @@ def test_a_file_of_states_alone_is_told(file: Path) -> None:
 def test_no_file_and_no_folder_are_named(file: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(file))):
         tt.load_checkpoint(file, nn.Linear(1, 1))
+    with pytest.raises(FileNotFoundError, match=re.escape(str(file))):
+        tt.checkpoint_values(file)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         tt.save_checkpoint(file / "deeper" / "run.pt", nn.Linear(1, 1))
 

@@ -128,6 +128,32 @@ def load_checkpoint(
     return {name: value for name, value in saved["values"].items() if name not in values}
 
 
+def checkpoint_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The plain values in a file of :func:`save_checkpoint`, without a model to load it into.
+
+    For what a finished run says of itself: its settings to build the model by, its curves to draw.
+
+    Args:
+        path: the file; it is read and verified whole.
+
+    Returns:
+        All plain values that were saved, by name; tensors are on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is truncated, damaged, or no checkpoint.
+
+    Example:
+        >>> import pathlib, tempfile, tracetorch as tt
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "run.pt"
+        >>> tt.save_checkpoint(file, tt.testing.Trace(2), settings={"width": 2}, losses=[0.7, 0.5])
+        >>> tt.checkpoint_values(file)
+        {'settings': {'width': 2}, 'losses': [0.7, 0.5]}
+    """
+    values: dict[str, Any] = _read(Path(path))["values"]
+    return values
+
+
 # ------------------------------------------------------------------ what is saved of each kind
 
 
