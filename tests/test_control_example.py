@@ -312,7 +312,7 @@ def test_curves_of_a_policy_are_put_side_by_side(
     learning_curves.main()
     assert figure.stat().st_size > 10_000
     monkeypatch.setattr(sys, "argv", ["learning_curves.py", str(figure)])
-    with pytest.raises(SystemExit, match=r"^error: .*compared.png cannot be read as a checkpoint"):
+    with pytest.raises(SystemExit, match=r"^error: .*compared.png does not end with the SHA-256"):
         learning_curves.main()
 
 

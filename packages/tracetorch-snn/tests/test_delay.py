@@ -105,8 +105,8 @@ def test_recurrence_through_a_delay_in_a_model() -> None:
     [
         (lambda: snn.Delay(2, -1.0), ValueError, "delay must be finite and not below 0, got -1.0"),
         (lambda: snn.Delay(2, float("inf")), ValueError, "delay must be finite"),
-        (lambda: snn.Delay(2, 3.5, 3), ValueError, "longest must be at least 4, for 3.5; got 3"),
-        (lambda: snn.Delay(2, 1.0, 1.5), TypeError, "longest must be a number of timesteps"),
+        (lambda: snn.Delay(2, 3.5, 3), ValueError, "longest must be a number .* at least 4, got 3"),
+        (lambda: snn.Delay(2, 1.0, 1.5), TypeError, r"longest must be a number .*, got 1\.5"),
         (lambda: snn.Delay(2, torch.ones(3)), ValueError, r"Delay: delay has shape \[3\]"),
     ],
 )

@@ -34,6 +34,7 @@ class Pieces:
     refractory: int = 0
     adaptive: bool = False
     graded: bool = False
+    jump_detached: bool = False
 
     def arguments(self) -> dict[str, Any]:
         flags = {"delayed": self.delayed, "detach": self.detach}
@@ -42,9 +43,8 @@ class Pieces:
             "to": lambda: resets.to(self.value, **flags),
             "never": resets.never,
         }[self.reset]()
-        adaptation = (
-            snn.Adaptation(0.7, torch.tensor([0.3, 0.1, 0.5, 0.2])) if self.adaptive else None
-        )
+        jump = torch.tensor([0.3, 0.1, 0.5, 0.2])
+        adaptation = snn.Adaptation(0.7, jump, detach=self.jump_detached) if self.adaptive else None
         return {
             "reset": made,
             "refractory": self.refractory,
@@ -62,6 +62,7 @@ ALL = st.builds(
     refractory=st.integers(0, 3),
     adaptive=st.booleans(),
     graded=st.booleans(),
+    jump_detached=st.booleans(),
 )
 
 
@@ -159,6 +160,7 @@ EACH = [
     Pieces("never"),
     Pieces(refractory=2),
     Pieces(adaptive=True),
+    Pieces(adaptive=True, jump_detached=True),
     Pieces(graded=True),
     Pieces("to", 0.2, True, False, 1, True, True),
 ]
@@ -180,7 +182,9 @@ def test_pieces_keep_the_contract(pieces: Pieces, cls: type[snn.Layer], build: A
 
 
 # what is cut, or gated by a decision, has no differences
-SMOOTH = [pieces for pieces in EACH if not (pieces.detach or pieces.refractory)]
+SMOOTH = [
+    pieces for pieces in EACH if not (pieces.detach or pieces.refractory or pieces.jump_detached)
+]
 
 
 @pytest.mark.parametrize("pieces", SMOOTH, ids=repr)
@@ -211,6 +215,31 @@ def test_a_detached_reset_has_the_gradient_of_a_constant() -> None:
     np.testing.assert_allclose(x.grad.flatten().numpy(), wanted, rtol=1e-10)
 
 
+def test_a_detached_jump_has_the_gradient_of_a_constant() -> None:
+    adaptation = snn.Adaptation(0.7, 0.5, detach=True)
+    layer = snn.LIB(1, 0.8, 1.0, reset=resets.never(), adaptation=adaptation).double()
+    names = ("beta", "threshold", "rho", "jump")
+    beta, theta, rho, jump = (getattr(layer, name).item() for name in names)
+    x = torch.tensor([1.2, 0.3, 0.7, 0.9], dtype=torch.float64).reshape(4, 1, 1).requires_grad_()
+    layer.unroll(x).sum().backward()
+    mem, raised, by_jump, slopes, to_jump = 0.0, 0.0, 0.0, [], []
+    surrogate = surrogates.sigmoid(4.0)
+    for value in x.detach().flatten().tolist():
+        mem = beta * mem + value
+        u = torch.tensor(mem - theta - raised, dtype=torch.float64, requires_grad=True)
+        slopes.append(float(torch.autograd.grad(surrogate(u), u)[0]))
+        to_jump.append(-slopes[-1] * by_jump)
+        spike = float(u > 0)
+        raised, by_jump = rho * raised + jump * spike, rho * by_jump + spike
+    wanted = [sum(beta ** (t - k) * slopes[t] for t in range(k, 4)) for k in range(4)]
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.flatten().numpy(), wanted, rtol=1e-10)
+    # of softplus, d jump / d raw
+    slope = 1 - np.exp(-jump)
+    np.testing.assert_allclose(layer.raw_jump.grad.numpy(), [sum(to_jump) * slope], rtol=1e-10)
+    assert by_jump > 0
+
+
 def test_a_piece_costs_nothing_where_it_is_not_asked_for() -> None:
     plain, given = snn.DSRLITS(3), snn.DSRLITS(3, reset=resets.subtract(), refractory=0)
     assert plain.kernel_source() == given.kernel_source()
@@ -222,6 +251,8 @@ def test_what_a_layer_was_given_is_shown() -> None:
     layer = snn.LIB(2, reset=resets.to(0.0, delayed=True), refractory=2, graded=True)
     assert repr(layer).endswith("dim=-1, reset=to(0.0, delayed=True), refractory=2, graded=True)")
     assert "rho=0.9, jump=0.2" in repr(snn.LIB(2, adaptation=snn.Adaptation(0.9, 0.2)))
+    detached = snn.LIB(2, adaptation=snn.Adaptation(0.9, 0.2, detach=True))
+    assert repr(detached).endswith("dim=-1, jump_detached=True)")
 
 
 @pytest.mark.parametrize(
@@ -229,11 +260,17 @@ def test_what_a_layer_was_given_is_shown() -> None:
     [
         (lambda: snn.LIB(2, reset="zero"), TypeError, "LIB: reset must be made by snn.resets"),
         (lambda: snn.LIB(2, reset=resets.to), TypeError, "LIB: reset must be made by snn.resets"),
-        (lambda: snn.LIB(2, refractory=-1), ValueError, r"refractory must be in 0\.\.\.256 .* -1"),
+        (
+            lambda: snn.LIB(2, refractory=-1),
+            ValueError,
+            "LIB: refractory must be a .* in 0…256, got -1",
+        ),
+        (lambda: snn.LIB(2, refractory=257), ValueError, "timesteps in 0…256, got 257"),
         (lambda: snn.LIB(2, refractory=1.5), TypeError, "refractory must be a number of timesteps"),
         (lambda: snn.LIB(2, refractory=True), TypeError, "refractory must be a number of timeste"),
         (lambda: snn.LIB(2, adaptation=0.3), TypeError, "adaptation must be snn.Adaptation"),
         (lambda: snn.LIB(2, graded=1), TypeError, "graded must be True or False, got 1"),
+        (lambda: snn.Adaptation(detach=1), TypeError, "Adaptation: detach must be True or False"),
         (lambda: snn.LIB(2, adaptation=snn.Adaptation(1.5)), ValueError, "LIB: rho must be in"),
         (lambda: snn.LIB(2, adaptation=snn.Adaptation(jump=-1.0)), ValueError, "LIB: jump must be"),
         (lambda: snn.LI(2, refractory=1), TypeError, "LI: .*unexpected keyword.* 'refractory'"),
@@ -246,6 +283,12 @@ def test_what_a_layer_was_given_is_shown() -> None:
 def test_bad_pieces_are_named(make: Callable[[], Any], kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=says):
         make()
+
+
+def test_timesteps_are_integers_of_any_kind() -> None:
+    layer, delay = snn.LIB(2, refractory=np.int64(2)), snn.Delay(2, 1.0, np.int16(3))  # type: ignore[arg-type]
+    assert type(layer.refractory) is type(delay.longest) is int
+    assert (layer.refractory, delay.longest) == (2, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -98,11 +98,34 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def checked_integer(owner: str, name: str, value: object, low: int | None = None) -> int:
-    """``value`` as an int of at least ``low``; TypeError or ValueError otherwise."""
-    allowed = "an integer" if low is None else f"an integer of at least {low}"
+def checked_integer(
+    owner: str,
+    name: str,
+    value: object,
+    low: int | None = None,
+    high: int | None = None,
+    what: str = "an integer",
+) -> int:
+    """``value`` as an int in ``low``…``high``, either None for no end; an error otherwise.
+
+    Args:
+        owner: the layer or function, for messages.
+        name: of the argument, for messages.
+        value: what was given.
+        low: the least it may be.
+        high: the most it may be; needs ``low``.
+        what: it is, in words.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it lies outside.
+    """
+    allowed = what if low is None else f"{what} of at least {low}"
+    if high is not None:
+        allowed = f"{what} in {low}…{high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise _problem(TypeError, owner, name, value, allowed)
-    if low is not None and value < low:
+    number = int(value)
+    if (low is not None and number < low) or (high is not None and number > high):
         raise _problem(ValueError, owner, name, value, allowed)
-    return int(value)
+    return number

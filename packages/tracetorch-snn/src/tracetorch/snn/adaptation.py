@@ -21,6 +21,11 @@ class Adaptation:
         jump: above 0, what a spike raises it by; a number or a tensor ``[num_neurons]``.
         rank: 0 = one scalar for the layer, 1 = one value per neuron.
         learn: True = ``nn.Parameter``, False = buffer.
+        detach: no gradient goes through s, so none from what is raised to the spikes that raised
+            it; ρ and the jump have theirs.
+
+    Raises:
+        TypeError: ``detach`` is neither True nor False.
 
     Example:
         >>> import torch
@@ -37,3 +42,8 @@ class Adaptation:
     jump: float | Tensor = 0.1
     rank: int = 1
     learn: bool = True
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.detach, bool):
+            raise TypeError(f"Adaptation: detach must be True or False, got {self.detach!r}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tracetorch import Layer
+from tracetorch.parameters import checked_integer
 
 
 class Delay(Layer):
@@ -99,8 +100,4 @@ def _longest(delay: float | Tensor, longest: int | None) -> int:
     needed = max(1, int(values.max().ceil()))
     if longest is None:
         return needed
-    if isinstance(longest, bool) or not isinstance(longest, int):
-        raise TypeError(f"Delay: longest must be a number of timesteps, got {longest!r}")
-    if longest < needed:
-        raise ValueError(f"Delay: longest must be at least {needed}, for {delay!r}; got {longest}")
-    return longest
+    return checked_integer("Delay", "longest", longest, needed, what="a number of timesteps")

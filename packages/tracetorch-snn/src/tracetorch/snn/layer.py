@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from tracetorch import Layer, StateError
+from tracetorch.parameters import checked_integer
 from tracetorch.snn import describe, resets
 from tracetorch.snn.adaptation import Adaptation
 from tracetorch.snn.firing import Firing, Spike
@@ -155,16 +156,15 @@ class LeakyIntegrator(Layer):
     ) -> None:
         self._demand("reset", reset, (Reset, type(None)), "made by snn.resets, or None")
         self._demand("adaptation", adaptation, (Adaptation, type(None)), "snn.Adaptation, or None")
-        self._demand("refractory", refractory, (int,), "a number of timesteps")
         self._demand("graded", graded, (bool,), "True or False")
-        if not 0 <= refractory <= LONGEST:
-            raise ValueError(
-                f"{type(self).__name__}: refractory must be in 0...{LONGEST} timesteps, "
-                f"got {refractory}"
-            )
+        owner = type(self).__name__
+        refractory = checked_integer(
+            owner, "refractory", refractory, 0, LONGEST, "a number of timesteps"
+        )
         self.reset = resets.subtract() if reset is None else reset
         self.refractory, self.graded = refractory, graded
         self.adaptive = adaptation is not None
+        self.jump_detached = adaptation is not None and adaptation.detach
         if self.reset.delayed:
             self.add_state("due")
         if refractory:
@@ -294,7 +294,8 @@ class LeakyIntegrator(Layer):
         membrane = reduce(add, mem)
         fired = firing.fire(spike, membrane, p)
         if self.adaptive:
-            new["raised"] = p.rho * states.raised + p.jump * fired.number
+            number = fired.number.detach() if self.jump_detached else fired.number
+            new["raised"] = p.rho * states.raised + p.jump * number
         if self.refractory:
             waiting, any_ = states.waiting, fired.number.detach() > 0
             left = (waiting - 1).clamp(min=0)
@@ -315,6 +316,7 @@ class LeakyIntegrator(Layer):
                 "reset": repr(resets.subtract()),
                 "refractory": "0",
                 "graded": "False",
+                "jump_detached": "False",
             }
             for name, default in defaults.items():
                 value = getattr(self, name)
