@@ -402,8 +402,14 @@ class Harmful:
     [
         (b"", "does not end with the SHA-256"),
         (pickle.dumps({"format": "tracetorch-checkpoint-1"}), "does not end with the SHA-256"),
-        (sealed({"format": "tracetorch-checkpoint-2"}), "its format is 'tracetorch-checkpoint-2'"),
-        (sealed([1, 2]), "its format is None"),
+        (
+            sealed({"format": "tracetorch-checkpoint-2", "version": "3.4.5"}),
+            "was written by traceTorch 3.4.5 in the format 'tracetorch-checkpoint-2', and "
+            f"traceTorch {re.escape(tt.__version__)} reads up to 'tracetorch-checkpoint-1'; "
+            "install that version or a later one: pip install --upgrade tracetorch",
+        ),
+        (sealed({"format": "tracetorch-checkpoint-0"}), "has the format 'tracetorch-checkpoint-0'"),
+        (sealed([1, 2]), "has the format None"),
         (sealed({"format": "tracetorch-checkpoint-1", "x": Harmful()}), "cannot be read: Unpickl"),
     ],
 )

@@ -288,9 +288,16 @@ def _edits() -> dict[str, tuple[Callable[[Manifest, Tensors], Any], type[Excepti
         "another dtype": (tensor(torch.zeros(3, 2).long()), unfit,
                           "the state mem must be a floating-point tensor, got torch.int64"),
         "complex": (tensor(torch.zeros(3, 2) + 0j), unfit, "got torch.complex64"),
-        "another format": (lambda m, t: m.update(format="tracetorch-states-2"), broken,
-                           "has the format 'tracetorch-states-2', this version reads "
-                           "'tracetorch-states-1'"),
+        "a later format": (lambda m, t: m.update(format="tracetorch-states-12", version="3.4.5"),
+                           broken, "was written by traceTorch 3.4.5 in the format "
+                           f"'tracetorch-states-12', and traceTorch {tt.__version__} reads up to "
+                           "'tracetorch-states-1'; install that version or a later one: pip "
+                           "install --upgrade tracetorch, or those parts of it that you have"),
+        "no format that was": (lambda m, t: m.update(format="tracetorch-states-0"), broken,
+                               "has the format 'tracetorch-states-0', this version reads "
+                               "'tracetorch-states-1'"),
+        "the format of others": (lambda m, t: m.update(format="tracetorch-others-2"), broken,
+                                 "has the format 'tracetorch-others-2', this version reads"),
         "no format": (lambda m, t: m.pop("format"), broken, "has the format None"),
         "no version": (lambda m, t: m.pop("version"), broken, "KeyError: 'version'"),
         "no states": (lambda m, t: m.pop("states"), broken, "KeyError: 'states'"),

@@ -10,14 +10,13 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch import seals
+from tracetorch import formats, seals
 from tracetorch.atomic import replacing
 from tracetorch.errors import CheckpointError, first_line
 from tracetorch.generators import everywhere, put_back
@@ -70,7 +69,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, **parts: Any
     }
     _refuse_others(content["objects"], "")
     _refuse_others(values, "")
-    said = {"format": FORMAT, "version": metadata.version("tracetorch-core"), **content}
+    said = {"format": FORMAT, "version": formats.version(), **content}
     with replacing(Path(path)) as temporary, open(temporary, "x+b") as file:
         torch.save(said, file)
         seals.seal(file)
@@ -95,8 +94,9 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is truncated, damaged, no checkpoint, or of another run: its objects,
-            its values or the shape of its weights are others. Nothing has changed then.
+        CheckpointError: it is truncated, damaged, no checkpoint, of a later format, or of another
+            run: its objects, its values or the shape of its weights are others. Nothing has
+            changed then.
 
     Example:
         >>> import pathlib, tempfile, tracetorch as tt
@@ -265,14 +265,11 @@ def _read(path: Path) -> dict[str, Any]:
             saved: Any = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    format_ = saved.get("format") if isinstance(saved, dict) else None
-    if format_ != FORMAT:
-        raise CheckpointError(
-            f"{path} is no checkpoint that this version reads: its format is {format_!r}, not "
-            f"{FORMAT!r} (states alone are for load_states())"
-        )
-    found: dict[str, Any] = saved
-    return found
+    said = saved if isinstance(saved, dict) else {}
+    if refusal := formats.refusal(said.get("format"), FORMAT, said.get("version")):
+        kind = "" if "format" in said else " (states alone are for load_states())"
+        raise CheckpointError(f"{path} {refusal}{kind}")
+    return said
 
 
 def _same_names(path: Path, saved: Iterable[str], given: Iterable[str]) -> None:

@@ -214,7 +214,7 @@ class Model(Boundary):
         Raises:
             ValueError: another suffix.
             FileNotFoundError: there is no such file.
-            StateFileError: the file is truncated, damaged or not a state file.
+            StateFileError: the file is truncated, damaged, not a state file, or of a later format.
             StateError: the states do not fit this model. In no case has anything changed.
         """
         try:

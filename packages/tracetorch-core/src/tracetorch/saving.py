@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 
 import torch
 from torch import Tensor
 
-from tracetorch import state_files
+from tracetorch import formats, state_files
 from tracetorch.effective import dtype_of
 from tracetorch.errors import StateError
 from tracetorch.layer import Layer
@@ -25,7 +24,7 @@ def save(layers: Iterable[tuple[str, Layer]], path: str | os.PathLike[str]) -> N
             records[f"{name}.{state}"] = _record(layer, tensor)
             if tensor is not None:
                 tensors[f"{name}.{state}"] = tensor
-    state_files.write(path, StateFile(_version(), records, tensors))
+    state_files.write(path, StateFile(formats.version(), records, tensors))
 
 
 def load(
@@ -83,7 +82,3 @@ def _parameter_dtype(layer: Layer) -> str | None:
 
 def _class_name(layer: Layer) -> str:
     return f"{type(layer).__module__}.{type(layer).__qualname__}"
-
-
-def _version() -> str:
-    return metadata.version("tracetorch-core")

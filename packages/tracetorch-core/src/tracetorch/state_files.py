@@ -4,7 +4,8 @@ A file carries, next to the tensors, a JSON manifest (library version; layer cla
 of each state; names of states not created yet) and a SHA-256, so that damage anywhere is found
 before anything is loaded. In ``.safetensors`` it stands in the metadata and covers manifest and
 tensors (the reader itself refuses damage to the rest); in ``.pt`` it is the zip archive's comment
-and covers every byte before it.
+and covers every byte before it. The first ``.pt`` files had it beside the tensors, of these and the
+manifest; they are read too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tracetorch import seals
+from tracetorch import formats, seals
 from tracetorch.atomic import replaced
 from tracetorch.errors import StateFileError, first_line
 
@@ -92,7 +93,7 @@ def read(path: str | os.PathLike[str]) -> StateFile:
     Raises:
         ValueError: unknown suffix.
         FileNotFoundError: there is no such file.
-        StateFileError: the file is truncated, damaged, or no state file.
+        StateFileError: the file is truncated, damaged, no state file, or of a later format.
     """
     path = checked_suffix(path)
     data = path.read_bytes()
@@ -143,13 +144,30 @@ def _pack_pt(manifest: str, tensors: dict[str, Tensor]) -> bytes:
 
 def _unpack_pt(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not seals.intact(io.BytesIO(data)):
+        return _unpack_unsealed(data)
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    said = _said(content["tracetorch"])
+    return said, _contiguous(content["tensors"])
+
+
+def _unpack_unsealed(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        manifest, digest = content["tracetorch"], content["sha256"]
+        tensors = _contiguous(content["tensors"])
+        intact = digest == _digest(manifest, tensors)
+    except Exception:  # whatever a reader raises on what is no file of ours
+        intact = False
+    if not intact:
         raise _Unfit(
             "does not end with the SHA-256 of its content: it is truncated, damaged or no state "
             "file (weights are for load_state_dict())"
         )
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    tensors = {name: tensor.contiguous() for name, tensor in content["tensors"].items()}
-    return _said(content["tracetorch"]), tensors
+    return _said(manifest), tensors
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 Pack = Callable[[str, dict[str, Tensor]], bytes]
@@ -163,8 +181,8 @@ _FORMATS: dict[str, tuple[Pack, Unpack]] = {
 
 def _said(manifest: str) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(manifest)
-    if said.get("format") != FORMAT:
-        raise _Unfit(f"has the format {said.get('format')!r}, this version reads {FORMAT!r}")
+    if refusal := formats.refusal(said.get("format"), FORMAT, said.get("version")):
+        raise _Unfit(refusal)
     return said
 
 
