@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -122,3 +124,37 @@ def test_each_says_licence_python_and_torch(artefacts: dict[str, tuple[Path, Pat
         assert said["README"][0].startswith(f"# {name}\n")
         if name != "tracetorch":
             assert "torch>=2.6" in said["Requires-Dist"], name
+
+
+# imported where it is there: torch brings it, on systems that it is for
+OPTIONAL = {"triton"}
+# what a subpackage imports that is an extra, and comes with that
+EXTRAS = {"tracetorch/snn/nir/": {"nir", "numpy", "h5py"}}
+
+
+def required(wheel: Path) -> set[str]:
+    """The distributions that come with a wheel, without extras."""
+    plain = [one for one in metadata(wheel)["Requires-Dist"] if "extra ==" not in one]
+    return {re.split(r"[^\w-]", requirement)[0] for requirement in plain}
+
+
+def imported(wheel: Path) -> set[str]:
+    """The distributions of others that a wheel imports anywhere, also within functions."""
+    found: set[str] = set()
+    for name, data in wheel_files(wheel).items():
+        extra = next((EXTRAS[folder] for folder in EXTRAS if name.startswith(folder)), set())
+        nodes = list(ast.walk(ast.parse(data))) if name.endswith(".py") else []
+        modules = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+        found |= {module.partition(".")[0] for module in modules} - extra
+    return found - sys.stdlib_module_names - OPTIONAL
+
+
+def test_each_asks_for_what_it_imports_and_for_nothing_else(
+    artefacts: dict[str, tuple[Path, Path]],
+) -> None:
+    for name in NAMES:
+        wheel = artefacts[f"tracetorch-{name}"][0]
+        own = set() if name == "core" else {"tracetorch-core"}
+        assert required(wheel) == imported(wheel) - {"tracetorch"} | own, name
+    assert required(artefacts["tracetorch-core"][0]) == {"torch", "numpy", "safetensors"}
