@@ -30,8 +30,8 @@ def refusal(said: object, known: str, writer: object) -> str | None:
     theirs, own = (_NAME.fullmatch(str(name)) for name in (said, known))
     if theirs and own and theirs[1] == own[1] and int(theirs[2]) > int(own[2]):
         return (
-            f"was written by traceTorch {writer} in the format {said!r}, and traceTorch {version()} "
-            f"reads up to {known!r}; install that version or a later one: pip install --upgrade "
-            f"tracetorch, or those parts of it that you have"
+            f"was written by traceTorch {writer} in the format {said!r}, and traceTorch "
+            f"{version()} reads up to {known!r}; install that version or a later one: "
+            f"pip install --upgrade tracetorch, or those parts of it that you have"
         )
     return f"has the format {said!r}, this version reads {known!r}"
