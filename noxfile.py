@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from datetime import date
 from pathlib import Path
 
 import nox
@@ -92,7 +93,7 @@ def tests_all(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Every row of docs/neurons-of-peers.md beside the library that it names."""
+    """docs/neurons-of-peers.md and the port of docs/coming-from.md, beside the libraries named."""
     sync(session)
     session.install("--no-deps", *PEERS)
     session.install(*PEERS_IMPORT)
@@ -233,7 +234,7 @@ def release(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bump(session: nox.Session) -> None:
-    """`nox -s bump -- 0.18.0`: write the one version into all places that carry it."""
+    """`nox -s bump -- 1.1.0`: write the one version into all places that carry it, dated."""
     if len(session.posargs) != 1:
         session.error("give the new version: nox -s bump -- X.Y.Z")
     new = session.posargs[0]
@@ -245,3 +246,7 @@ def bump(session: nox.Session) -> None:
     citation = ROOT / "CITATION.cff"
     text = re.sub(r"(?m)^version: .*$", f"version: {new}", citation.read_text(encoding="utf-8"))
     citation.write_text(text, encoding="utf-8")
+    changelog = ROOT / "CHANGELOG.md"
+    text = changelog.read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^## Unreleased.*$", f"## {new} – {date.today()}", text)
+    changelog.write_text(text, encoding="utf-8")

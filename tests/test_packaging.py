@@ -111,7 +111,9 @@ def test_all_versions_and_pins_are_one(artefacts: dict[str, tuple[Path, Path]]) 
     }
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     cited = re.findall(r"(?m)^version: (.*)$", citation)
-    assert versions == pins == set(cited)
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.findall(r"(?m)^## (\d\S*)(?: – .+)?$", changelog)[:1]
+    assert versions == pins == set(cited) == set(newest)
     assert len(versions) == 1
 
 

@@ -69,7 +69,7 @@ def test_what_to_install_is_what_there_is() -> None:
         for name in run.split()[2:]
     }
     folders = {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
-    assert {name.strip('`"').split("[")[0] for name in said} == folders
+    assert {re.split(r"[>[]", name.strip('`"'))[0] for name in said} == folders
 
 
 def test_the_recurrent_layers_are_named() -> None:
