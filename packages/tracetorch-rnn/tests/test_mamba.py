@@ -123,29 +123,38 @@ def test_the_equations_in_numpy(
             np.testing.assert_allclose(got, value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("steps", [1, 2, 9])
-def test_the_convolution_is_torchs(steps: int) -> None:
+def test_the_convolution_is_torchs(steps: int, bias: bool) -> None:
     conv = mamba.CausalConv1d(4, 3).double()
-    past = torch.randn(steps + 2, 2, 4, dtype=torch.float64, requires_grad=True)
-    results = []
-    for y in (
-        conv(past),
-        F.conv1d(past.permute(1, 2, 0), conv.weight, conv.bias, groups=4).permute(2, 0, 1),
-    ):
-        sources = [past, *conv.parameters()]
-        results.append([y, *torch.autograd.grad((y * y.detach().cos()).sum(), sources)])
-    for ours, theirs in zip(*results, strict=True):
+    if not bias:
+        conv.bias = None
+    past, u = (torch.randn(n, 2, 4, dtype=torch.float64, requires_grad=True) for n in (2, steps))
+    v = conv.sequence(past, u)
+    assert v is not None
+    whole = torch.cat([past, u])
+    windows = torch.stack([conv(whole[t : t + 3]) for t in range(steps)])
+    torchs = F.conv1d(whole.permute(1, 2, 0), conv.weight, conv.bias, groups=4).permute(2, 0, 1)
+    sources = [past, u, *conv.parameters()]
+    results = [
+        [y, *torch.autograd.grad((y * y.detach().cos()).sum(), sources, retain_graph=True)]
+        for y in (v, F.silu(windows), F.silu(torchs))
+    ]
+    for ours, stepped, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(stepped, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_second_derivatives_of_the_convolution_agree_with_differences() -> None:
-    def run(past: Tensor, weight: Tensor) -> Tensor:
-        y: Tensor = mamba._Windowed.apply(past, weight)
-        return y
+    conv = mamba.CausalConv1d(2, 3).double()
+    leaves = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (2, 4)]
 
-    leaves = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (6, 3)]
-    assert torch.autograd.gradcheck(run, leaves)
-    assert torch.autograd.gradgradcheck(run, leaves)
+    def run(past: Tensor, u: Tensor, *weights: Tensor) -> Tensor:
+        v = conv.sequence(past, u)
+        assert v is not None
+        return v
+
+    assert torch.autograd.gradgradcheck(run, [*leaves, *conv.parameters()])
 
 
 @pytest.mark.parametrize("within", ["in_proj", "conv1d", "dt_proj", "out_proj"])

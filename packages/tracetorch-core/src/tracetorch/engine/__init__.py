@@ -11,12 +11,14 @@ while ``recorder`` and ``trace`` make step → graph. ``kernel`` says what one d
 ``segments`` help ``program`` to give it tensors; ``definition`` is the step again for second
 derivatives;
 ``operators`` runs it in autograd, and ``serving`` answers requests. ``scan``, with
-``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over many states.
+``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over many states, and
+``recurrence`` for a part of a layer.
 """
 
 from __future__ import annotations
 
+from tracetorch.engine.recurrence import Recurrence
 from tracetorch.engine.scan import Scan
 from tracetorch.mode import transformed
 
-__all__ = ["Scan", "transformed"]
+__all__ = ["Recurrence", "Scan", "transformed"]

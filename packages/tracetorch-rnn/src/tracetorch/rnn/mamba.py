@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tracetorch import mode
+from tracetorch.engine import Recurrence
 from tracetorch.parameters import checked_integer
 from tracetorch.rnn.selective_ssm import SELECTIVE_SCAN, SelectiveSSM
 
@@ -98,7 +98,8 @@ class Mamba(SelectiveSSM):
         """Project, convolve the window, advance the scan by one timestep, gate, project back."""
         u, z = self._split(x)
         window = torch.cat([states.window, u[..., None]], -1)
-        v = F.silu(self._convolved(window.movedim(-1, 0))[0])
+        seen = window.movedim(-1, 0).to(self.conv1d.weight.dtype)
+        v = F.silu(self.conv1d(seen)).to(u.dtype)
         dt, B, C = self.project(v)
         h, y = SELECTIVE_SCAN.step(states.h, dt, v, B, C, p.A)
         return {"window": window[..., 1:], "h": h}, self._gated(y, v, z, p)
@@ -106,16 +107,18 @@ class Mamba(SelectiveSSM):
     def sequence(
         self, states: Any, x: Tensor, p: Any
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
-        """Project and convolve all timesteps, scan them in one kernel, gate, project back."""
-        u, z = self._split(x)
-        past = torch.cat([states.window.movedim(-1, 0), u])
-        v = F.silu(self._convolved(past))
+        """Project, convolve and scan all timesteps in a kernel each, gate, project back."""
+        u, z = (half.contiguous() for half in self._split(x))
+        past = states.window.movedim(-1, 0)
+        v = self.conv1d.sequence(past, u)
+        if v is None:
+            return None
         dt, B, C = self.project(v)
         found = SELECTIVE_SCAN.sequence(states.h, dt, v, B, C, p.A, owner=self)
         if found is None:
             return None
         h, y = found
-        window = past[len(x) :].movedim(0, -1)
+        window = torch.cat([past, u[-len(past) :]])[-len(past) :].movedim(0, -1)
         return {"window": window, "h": h}, self._gated(y, v, z, p)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +126,8 @@ class Mamba(SelectiveSSM):
         u, z = both.to(x.dtype).chunk(2, -1)
         return u, z
 
-    def _convolved(self, past: Tensor) -> Tensor:
-        v: Tensor = self.conv1d(past.to(self.conv1d.weight.dtype))
-        return v.to(past.dtype)
-
     def _gated(self, y: Tensor, v: Tensor, z: Tensor, p: Any) -> Tensor:
-        gated = (y + p.D * v) * F.silu(z)
+        gated = torch.addcmul(y, p.D, v) * F.silu(z)
         out: Tensor = self.out_proj(gated.to(self.out_proj.weight.dtype))
         return out
 
@@ -140,7 +139,7 @@ class Mamba(SelectiveSSM):
 
 
 class CausalConv1d(nn.Conv1d):
-    """A depthwise convolution over the first dimension, time.
+    """A depthwise convolution over time: of its window ``[length, …, channels]``, oldest first.
 
     Args:
         channels: how many, each with weights of its own.
@@ -149,50 +148,44 @@ class CausalConv1d(nn.Conv1d):
 
     def __init__(self, channels: int, length: int) -> None:
         super().__init__(channels, channels, length, groups=channels)
+        past, weights = ([f"{name}_{k}" for k in range(length)] for name in ("past", "weight"))
+        self.activated = Recurrence(convolution_with_silu, channels, past[1:], [*weights, "bias"])
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch calls it
-        """What comes out of every window.
+        """What comes out of one window ``[length, …, channels]``: ``[…, channels]``."""
+        return _convolved(input.unbind(), *self._taps())
+
+    def sequence(self, past: Tensor, u: Tensor) -> Tensor | None:
+        """SiLU of what comes out of every window, in one kernel; None where it has to be stepped.
 
         Args:
-            input: ``[length - 1 + T, …, channels]``.
+            past: what came before, ``[length - 1, …, channels]``, the oldest first.
+            u: ``[T, …, channels]``.
 
         Returns:
             ``[T, …, channels]``.
         """
-        weight = self.weight[:, 0].t()
-        single = input.shape[0] == len(weight) or torch.compiler.is_compiling()
-        y: Tensor = (_windowed if single else _Windowed.apply)(input, weight)
-        return y if self.bias is None else y + self.bias
+        weights, bias = self._taps()
+        own = self.weight.dtype
+        found = self.activated.sequence(past.to(own).unbind(), u.to(own), [*weights, bias])
+        return None if found is None else found[1].to(u.dtype)
+
+    def _taps(self) -> tuple[Sequence[Tensor], Tensor]:
+        """The weights ``[channels]`` by age, the oldest first, and the bias."""
+        bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
+        return self.weight[:, 0].unbind(1), bias
 
 
-def _windowed(past: Tensor, weight: Tensor) -> Tensor:
-    """Sums over windows of past ``[K - 1 + T, …, E]`` with weights ``[K, E]``."""
-    steps = past.shape[0] - len(weight) + 1
-    y = past[:steps] * weight[0]
-    for k in range(1, len(weight)):
-        y = torch.addcmul(y, past[k : k + steps], weight[k])
+def _convolved(window: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+    y = bias
+    for value, weight in zip(window, weights, strict=True):
+        y = y + value * weight
     return y
 
 
-class _Windowed(torch.autograd.Function):
-    """Its gradient is such a sum too: torch's own writes one tensor for every place in a window."""
-
-    @staticmethod
-    def forward(ctx: Any, past: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(past, weight)
-        return _windowed(past, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        (gradient,) = gradients
-        past, weight = ctx.saved_tensors
-        length, steps = len(weight), len(gradient)
-        ends = (length - 1, length - 1)
-        wide = F.pad(gradient, (0, 0) * (gradient.ndim - 1) + ends)
-        run = _windowed if mode.batched([gradient]) else _Windowed.apply
-        into = run(wide, weight.flip(0))
-        if not ctx.needs_input_grad[1]:
-            return into, None
-        products = (past[k : k + steps] * gradient for k in range(length))
-        around = tuple(range(gradient.ndim - 1))
-        return into, torch.stack([own.sum(around) for own in products])
+def convolution_with_silu(states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
+    """One timestep of the convolution, its window the states, with SiLU."""
+    window = [*states, x]
+    *weights, bias = p
+    y = _convolved(window, weights, bias)
+    return dict(zip(states._fields, window[1:], strict=True)), y * torch.sigmoid(y)
