@@ -130,9 +130,11 @@ def test_the_convolution_is_torchs(steps: int, bias: bool) -> None:
     if not bias:
         conv.bias = None
     past, u = (torch.randn(n, 2, 4, dtype=torch.float64, requires_grad=True) for n in (2, steps))
-    v = conv.sequence(past, u)
-    assert v is not None
+    found = conv.sequence(past, u)
+    assert found is not None
+    window, v = found
     whole = torch.cat([past, u])
+    assert torch.equal(window, whole[-2:])
     windows = torch.stack([conv(whole[t : t + 3]) for t in range(steps)])
     torchs = F.conv1d(whole.permute(1, 2, 0), conv.weight, conv.bias, groups=4).permute(2, 0, 1)
     sources = [past, u, *conv.parameters()]
@@ -150,9 +152,9 @@ def test_second_derivatives_of_the_convolution_agree_with_differences() -> None:
     leaves = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (2, 4)]
 
     def run(past: Tensor, u: Tensor, *weights: Tensor) -> Tensor:
-        v = conv.sequence(past, u)
-        assert v is not None
-        return v
+        found = conv.sequence(past, u)
+        assert found is not None
+        return found[1]
 
     assert torch.autograd.gradgradcheck(run, [*leaves, *conv.parameters()])
 

@@ -63,7 +63,11 @@ class Recurrence(Bookkeeping):
         self.subject = Subject(kind(step), declaration, channels, -1, findings)
 
     def sequence(
-        self, states: Sequence[Tensor], x: Tensor, parameters: Sequence[Tensor]
+        self,
+        states: Sequence[Tensor],
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        resets: Tensor | None = None,
     ) -> tuple[Sequence[Tensor], Tensor] | None:
         """All timesteps in one kernel; None where they have to be stepped, which is said.
 
@@ -71,6 +75,8 @@ class Recurrence(Bookkeeping):
             states: to begin with, ``[…, channels]``, in order.
             x: ``[T, …, channels]``, in the type of the states.
             parameters: ``[channels]``, in order, in that type.
+            resets: before which timesteps which samples restart, boolean ``[T, B]``; B is the first
+                dimension of a state.
 
         Returns:
             The last states and y ``[T, …, channels]``.
@@ -79,7 +85,7 @@ class Recurrence(Bookkeeping):
             BackendError: a backend was asked for by name, and cannot take it.
         """
         request = Request(self.subject, x, [*states], parameters, x.dtype, _nothing, single=False)
-        answer = serving.unroll(request)
+        answer = serving.unroll(request._replace(resets=resets))
         return None if answer is None else (answer.states, answer.y)
 
     def renewed(self) -> Recurrence:

@@ -105,21 +105,21 @@ class Mamba(SelectiveSSM):
         return {"window": window[..., 1:], "h": h}, self._gated(y, v, z, p)
 
     def sequence(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """Project, convolve and scan all timesteps in a kernel each, gate, project back."""
         u, z = (half.contiguous() for half in self._split(x))
         past = states.window.movedim(-1, 0)
-        v = self.conv1d.sequence(past, u)
-        if v is None:
+        convolved = self.conv1d.sequence(past, u, resets)
+        if convolved is None:
             return None
+        window, v = convolved
         dt, B, C = self.project(v)
-        found = SELECTIVE_SCAN.sequence(states.h, dt, v, B, C, p.A, owner=self)
+        found = SELECTIVE_SCAN.sequence(states.h, dt, v, B, C, p.A, owner=self, resets=resets)
         if found is None:
             return None
         h, y = found
-        window = torch.cat([past, u[-len(past) :]])[-len(past) :].movedim(0, -1)
-        return {"window": window, "h": h}, self._gated(y, v, z, p)
+        return {"window": window.movedim(0, -1), "h": h}, self._gated(y, v, z, p)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         both: Tensor = self.in_proj(x.to(self.in_proj.weight.dtype))
@@ -155,20 +155,29 @@ class CausalConv1d(nn.Conv1d):
         """What comes out of one window ``[length, …, channels]``: ``[…, channels]``."""
         return _convolved(input.unbind(), *self._taps())
 
-    def sequence(self, past: Tensor, u: Tensor) -> Tensor | None:
+    def sequence(
+        self, past: Tensor, u: Tensor, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """SiLU of what comes out of every window, in one kernel; None where it has to be stepped.
 
         Args:
             past: what came before, ``[length - 1, …, channels]``, the oldest first.
             u: ``[T, …, channels]``.
+            resets: before which timesteps which samples restart, boolean ``[T, B]``.
 
         Returns:
-            ``[T, …, channels]``.
+            What comes before the next timestep, as ``past``, and ``[T, …, channels]``.
         """
         weights, bias = self._taps()
         own = self.weight.dtype
-        found = self.activated.sequence(past.to(own).unbind(), u.to(own), [*weights, bias])
-        return None if found is None else found[1].to(u.dtype)
+        found = self.activated.sequence(past.to(own).unbind(), u.to(own), [*weights, bias], resets)
+        if found is None:
+            return None
+        if resets is None:
+            window = torch.cat([past, u[-len(past) :]])[-len(past) :]
+        else:
+            window = torch.stack([*found[0]]).to(past.dtype)
+        return window, found[1].to(u.dtype)
 
     def _taps(self) -> tuple[Sequence[Tensor], Tensor]:
         """The weights ``[channels]`` by age, the oldest first, and the bias."""
