@@ -22,18 +22,6 @@ STEPS, BATCH = 100, 16
 ROUNDED = {"rtol": 1e-9, "atol": 1e-12}
 
 
-class Net(tt.Model):
-    """A model around modules."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.net(x)
-        return y
-
-
 @pytest.fixture(autouse=True)
 def _double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Double precision throughout, also where a peer casts its spikes or weights to single."""
@@ -70,7 +58,7 @@ def test_a_net_of_snntorch_is_ported_trained_and_given_back(story: Iterator[str]
     x = 3 * torch.randn(STEPS, BATCH, 8) + 1
     targets = torch.arange(BATCH) % 4
     names: dict[str, Any] = {
-        "torch": torch, "nn": nn, "snn": snn, "tt": tt, "Net": Net, "x": x, "targets": targets,
+        "torch": torch, "nn": nn, "snn": snn, "tt": tt, "x": x, "targets": targets,
     }  # fmt: skip
 
     run(story, names)
