@@ -285,6 +285,19 @@ def test_bad_pieces_are_named(make: Callable[[], Any], kind: type[Exception], sa
         make()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_without_a_leak_the_membrane_is_the_sum(dtype: torch.dtype) -> None:
+    layer = snn.LI(3, learn_beta=False).to(dtype)
+    layer.raw_beta.fill_(40.0)
+    x = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    total, sums = torch.zeros(2, 3, dtype=dtype), []
+    for value in x:
+        total = total + value
+        sums.append(total)
+    assert torch.equal(layer.unroll(x), torch.stack(sums))
+    assert torch.equal(layer.mem, total)
+
+
 def test_timesteps_are_integers_of_any_kind() -> None:
     layer, delay = snn.LIB(2, refractory=np.int64(2)), snn.Delay(2, 1.0, np.int16(3))  # type: ignore[arg-type]
     assert type(layer.refractory) is type(delay.longest) is int
