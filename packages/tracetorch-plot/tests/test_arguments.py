@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,31 @@ def test_recordings_of_models_are_drawn(how: str) -> None:
         [line.get_ydata() for line in below.lines], recording["mem"][:, 1, busiest].T
     )
     np.testing.assert_array_equal(above.collections[0].get_offsets(), drawn)
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype stage:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda x: torch.nested.nested_tensor([x, x[:1]]), r"pad_sequence\(x.unbind\(\)\)"),
+        (lambda x: torch.nn.utils.rnn.pack_sequence([x, x[:1]]), "pad_packed_sequence"),
+        (lambda x: x.to_sparse(), r"x.to_dense\(\)"),
+    ],
+    ids=["nested", "packed", "sparse"],
+)
+def test_what_is_not_dense_is_refused_with_its_remedy(
+    make: Callable[[torch.Tensor], Any], remedy: str
+) -> None:
+    x = make(torch.rand(4, 3))
+    calls: list[Callable[[], object]] = [
+        lambda: plot.raster(x),
+        lambda: plot.traces({"lif.mem": x}),
+        lambda: plot.training({"loss": x}),
+        lambda: plot.phase(torch.rand(4, 3), x),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"must be a tensor or an array, got .*{remedy}"):
+            call()
 
 
 def test_the_only_fitting_name_is_found() -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 import tracetorch as tt
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tracetorch import snn
-from tracetorch.snn import decoders, losses, regularizers
+from tracetorch.snn import decoders, encoders, losses, regularizers
 
 Array = NDArray[np.float64]
 STEPS, BATCH, CLASSES = 7, 5, 4
@@ -381,6 +381,37 @@ def test_bad_arguments_are_refused(
 ) -> None:
     with pytest.raises(kind, match=re.escape(words)):
         call()
+
+
+NOT_DENSE: dict[str, tuple[Callable[[], Any], str]] = {
+    "nested": (lambda: torch.nested.nested_tensor([X[:, 0], X[:1, 0]]), "pad_sequence"),
+    "packed": (lambda: nn.utils.rnn.pack_sequence([X[:, 0], X[:1, 0]]), "pad_packed_sequence"),
+    "sparse": (lambda: X.to_sparse(), "x.to_dense()"),
+}
+SEQUENCES: dict[str, Callable[[Any], object]] = {
+    "a loss": lambda x: losses.tet(x, TARGETS),
+    "van Rossum": lambda x: losses.van_rossum(x, x),
+    "a regulariser": lambda x: regularizers.upper_rate(x, 0.2),
+    "a decoder": decoders.max_membrane,
+    "an encoder of values": lambda x: encoders.rate(x, 3),
+    "an encoder of signals": lambda x: encoders.delta(x, 0.1),
+    "calibrate": lambda x: snn.init.calibrate(nn.Sequential(nn.Linear(4, 4), snn.LIB(4)), x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype stage:UserWarning")
+@pytest.mark.parametrize("call", SEQUENCES)
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_what_is_not_dense_is_refused_with_its_remedy(kind: str, call: str) -> None:
+    make, remedy = NOT_DENSE[kind]
+    with pytest.raises(TypeError, match=rf"^\w+ must be a .*, got .*{re.escape(remedy)}"):
+        SEQUENCES[call](make())
+
+
+def test_van_rossum_of_one_neuron_needs_no_dimension_for_it() -> None:
+    spikes, targets = (drawn() < 0.3).double()[..., 0], (drawn(1) < 0.3).double()[..., 0]
+    alone = losses.van_rossum(spikes, targets)
+    assert torch.equal(alone, losses.van_rossum(spikes[..., None], targets[..., None]))
 
 
 def test_every_public_function_is_in_these_cases() -> None:

@@ -22,7 +22,7 @@ from tracetorch.effective import effective, promoted
 from tracetorch.engine import serving
 from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
-from tracetorch.errors import StateError
+from tracetorch.errors import StateError, not_dense
 from tracetorch.layer_states import fitted_resets, standing
 from tracetorch.modules import hooked
 from tracetorch.passage import refuse_strangers
@@ -126,6 +126,8 @@ def unrolled(
     if not torch.compiler.is_compiling():
         refuse_strangers(layer)
         refuse_plain_recomputation(layer)
+    if why := not_dense(x):
+        raise TypeError(f"{layer!r}: unroll takes a tensor [T, …], got {why}")
     if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[0] == 0:
         got = list(x.shape) if isinstance(x, Tensor) else outlined(x)
         raise StateError(
@@ -323,7 +325,7 @@ def _keep(layer: Any, answer: serving.Answer, timestep: Tensor, steps: int) -> N
 
 def check_input(layer: Any, x: object) -> None:
     """TypeError or StateError unless ``x`` is a timestep for the layer."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not_dense(x):
         raise TypeError(f"{layer!r}: the input x must be a floating-point tensor, {_instead(x)}")
     dim = layer.dim
     if not -x.ndim <= dim < x.ndim:
@@ -338,6 +340,8 @@ def check_input(layer: Any, x: object) -> None:
 
 def _instead(x: object) -> str:
     """What came instead of a floating-point tensor, and the remedy."""
+    if why := not_dense(x):
+        return f"got {why}"
     if isinstance(x, Tensor):
         return f"got {x.dtype}; convert it with x.float()"
     if x is None:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -106,6 +107,33 @@ def first_line(error: BaseException) -> str:
     """Kind and first line of an error of somebody else's."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def not_dense(x: object) -> str:
+    """What holds numbers otherwise than a dense tensor does, with the remedy; empty for others."""
+    if torch.compiler.is_compiling():
+        return ""
+    if isinstance(x, nn.utils.rnn.PackedSequence):
+        return "a PackedSequence; torch.nn.utils.rnn.pad_packed_sequence gives x and lengths"
+    if not isinstance(x, Tensor):
+        return ""
+    if x.is_nested:
+        return (
+            "a nested one; torch.nn.utils.rnn.pad_sequence(x.unbind()) is [T, B, …], and "
+            "torch.tensor([len(one) for one in x.unbind()]) its lengths"
+        )
+    return "" if x.layout is torch.strided else f"one of {x.layout}; x.to_dense() is a dense one"
+
+
+def check_dense(must: str, x: object) -> None:
+    """TypeError where ``x`` is a tensor that is not dense, or a packed sequence.
+
+    Args:
+        must: what must be what, the beginning of the message: ``"x must be a tensor [T, B, …]"``.
+        x: what was given.
+    """
+    if why := not_dense(x):
+        raise TypeError(f"{must}, got {why}")
 
 
 class _Described:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.backends import READY, status
+from tracetorch.errors import check_dense
 from tracetorch.layer import Layer
 from tracetorch.layer_states import batched
 from tracetorch.modules import Observer
@@ -233,6 +234,7 @@ def looked_at(model: Any, x: Tensor, lengths: Tensor | None) -> Summary:
     """The same, and torch's modules, with what they do with a sequence ``[T, B, …]``."""
     from tracetorch.measures.operating import left_as_it_was, operations
 
+    check_dense("summary: x must be a tensor [T, B, …]", x)
     if not isinstance(x, Tensor):
         raise TypeError(f"summary: x must be a tensor [T, B, …], got a {type(x).__name__}")
     layers = dict(named_layers(model))

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overloa
 import torch
 from torch import Tensor
 
+from tracetorch.errors import check_dense
 from tracetorch.parameters import checked_integer
 
 Options = ParamSpec("Options")
@@ -165,6 +166,7 @@ def counted(fired: Tensor) -> Tensor:
 
 def _checked(owner: str, spikes: object, name: str, neurons: bool) -> Tensor:
     shape = "[T, B, …]"
+    check_dense(f"{owner}: {name} must be a real tensor {shape}", spikes)
     if not isinstance(spikes, Tensor) or spikes.is_complex():
         got = spikes.dtype if isinstance(spikes, Tensor) else f"a {type(spikes).__name__}"
         raise TypeError(f"{owner}: {name} must be a real tensor {shape}, got {got}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from tracetorch import generators
+from tracetorch.errors import check_dense
 from tracetorch.layer import Layer
 from tracetorch.layer_states import refuse_passage, selected
 from tracetorch.measures.arguments import checked_lengths
@@ -93,6 +94,7 @@ def operations(
 
 def _checked(x: object, lengths: object) -> Tensor:
     """The length of each sample."""
+    check_dense("operations: x must be a tensor [T, B, …]", x)
     if not isinstance(x, Tensor):
         raise TypeError(f"operations: x must be a tensor [T, B, …], got a {type(x).__name__}")
     if x.ndim < (3 if x.is_floating_point() else 2) or len(x) == 0:

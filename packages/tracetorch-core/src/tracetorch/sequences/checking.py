@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from tracetorch import generators
+from tracetorch.errors import check_dense
 from tracetorch.layer import Layer
 from tracetorch.recorder import OUTPUT, record
 from tracetorch.sequences.decision import decided
@@ -93,6 +94,7 @@ def _check_arguments(model: object, x: object) -> None:
             f"check_unroll: model must be a tt.Model, got a {kind}; "
             f"{remedy or 'wrap it in a tt.Model'}"
         )
+    check_dense("check_unroll: x must be a tensor [T, B, …]", x)
     if not isinstance(x, Tensor) or x.ndim < 2 or len(x) < 2:
         got = list(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(f"check_unroll: x must be [T, B, …] with T of at least 2, got {got}")

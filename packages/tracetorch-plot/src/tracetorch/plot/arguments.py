@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from tracetorch.errors import check_dense
 
 Array: TypeAlias = NDArray[Any]
 Values: TypeAlias = Tensor | NDArray[Any]
@@ -26,6 +27,7 @@ def array(argument: str, values: object) -> Array:
     Raises:
         TypeError: it is neither, or not of real numbers or booleans.
     """
+    check_dense(f"{argument} must be a tensor or an array", values)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         if values.is_floating_point() and values.element_size() < 4:
@@ -122,14 +124,14 @@ def sample_of(
         TypeError: ``data`` is of another kind, or ``sample`` no integer.
         ValueError: no such name or sample, nothing to draw, or NaN.
     """
-    mask = None
-    if isinstance(data, Mapping):
-        key = chosen(argument, data, name, kinds)
-        mask, data = mask_of(data, len(data[key])), data[key]
-        argument = f"{argument}[{key!r}]"
+    recording = data if isinstance(data, Mapping) else None
+    if recording is not None:
+        key = chosen(argument, recording, name, kinds)
+        argument, data = f"{argument}[{key!r}]", recording[key]
     elif name is not None:
         raise ValueError(f"name chooses from a recording, but {argument} is none; got {name!r}")
     values = filled(argument, array(argument, data), "[T, N] or [T, B, N…]", range(2, 100))
+    mask = None if recording is None else mask_of(recording, len(values))
     checked_index("sample", sample, 1 if values.ndim in unbatched else values.shape[1])
     if values.ndim in unbatched:
         return finite(argument, values)
@@ -218,6 +220,7 @@ def numbers(argument: str, values: object) -> Array:
     Raises:
         TypeError: it is none of these.
     """
+    check_dense(f"{argument} must be a tensor or an array", values)
     if isinstance(values, Sequence) and not isinstance(values, str):
         values = [v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for v in values]
         values = np.array(values)

@@ -10,12 +10,14 @@ import math
 
 import torch
 from torch import Tensor
+from tracetorch.errors import check_dense
 from tracetorch.parameters import checked_integer
 from tracetorch.snn.masks import check_positive, check_sequence, check_within
 
 
 def _check_values(x: object, low: float, high: float) -> None:
     """TypeError or ValueError unless ``x`` is a floating-point tensor with values in range."""
+    check_dense("x must be a floating-point tensor [B, …]", x)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else repr(x)
         raise TypeError(f"x must be a floating-point tensor [B, …], got {got}")

@@ -364,7 +364,8 @@ def van_rossum(
         )
     check_positive("tau", tau, "a number of timesteps in (0, ∞)")
     lengths = checked_lengths(lengths, spikes)
-    apart = (masked(spikes, lengths) - masked(targets, lengths)).flatten(2)
+    apart = masked(spikes, lengths) - masked(targets, lengths)
+    apart = apart.reshape(*apart.shape[:2], -1)
     nearby = torch.einsum("ts,sbn->tbn", _nearness(apart, tau), apart)
     return reduced((apart * nearby).sum(0).mean(1) / 2, lengths, reduction)
 

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from tracetorch.errors import check_dense
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _REDUCTIONS = ("mean", "sum", "none")
@@ -23,6 +24,7 @@ def check_sequence(name: str, x: object, ndim: int | None = None) -> None:
         ndim: how many dimensions it must have; at least 2 where None.
     """
     layout = "[T, B, …]" if ndim is None else "[T, B, classes]"
+    check_dense(f"{name} must be a floating-point tensor {layout}", x)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else repr(x)
         raise TypeError(f"{name} must be a floating-point tensor {layout}, got {got}")

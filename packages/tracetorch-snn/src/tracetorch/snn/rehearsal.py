@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import tracetorch as tt
 from torch import Tensor, nn
+from tracetorch.errors import check_dense
 from tracetorch.generators import left_alone
 from tracetorch.snn.incoming import incoming
 from tracetorch.snn.masks import checked_lengths, counting
@@ -154,6 +155,7 @@ class Rehearsal:
 def _check(model: object, x: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module with tt layers in it, got {model!r}")
+    check_dense("x must be a tensor [T, B, …]", x)
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor [T, B, …], got {x!r}")
     if x.ndim < 2 or x.numel() == 0:
