@@ -62,6 +62,14 @@ CALLS: dict[str, tuple[Callable[[Net, Any], object], str]] = {
         lambda net, x: net.trace.unroll(x),
         "Trace(3, beta=0.8, dim=-1): unroll takes a tensor [T, …]",
     ),
+    "a model's sequence": (
+        lambda net, x: net.unroll(x),
+        "unroll: x must be a tensor [T, B, …]",
+    ),
+    "a model's sequence, batch first": (
+        lambda net, x: net.unroll(x, time_dim=1),
+        "unroll: x must be a tensor [T, B, …]",
+    ),
     "a summary": (
         lambda net, x: net.summary(x),
         "summary: x must be a tensor [T, B, …]",

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tracetorch import mode
 from tracetorch.calls import timesteps
-from tracetorch.errors import FoldError
+from tracetorch.errors import FoldError, check_dense
 from tracetorch.layer import Layer
 from tracetorch.layer_states import States, held
 from tracetorch.modules import hooked
@@ -282,11 +282,10 @@ def _checked(options: Options, steps: Tensor) -> Options:
 
 
 def _checked_sequence(x: object, time_dim: int) -> Tensor:
+    check_dense("unroll: x must be a tensor [T, B, …]", x)
     if not isinstance(x, Tensor):
         remedy = ""
-        if isinstance(x, nn.utils.rnn.PackedSequence):
-            remedy = "; torch.nn.utils.rnn.pad_packed_sequence gives x and lengths"
-        elif isinstance(x, (list, tuple)) and x and all(isinstance(part, Tensor) for part in x):
+        if isinstance(x, (list, tuple)) and x and all(isinstance(part, Tensor) for part in x):
             remedy = "; torch.stack(x), or pad_sequence(x) with lengths, is one"
         raise TypeError(f"unroll: x must be a tensor [T, B, …], got a {type(x).__name__}{remedy}")
     time_dim = checked_integer("unroll", "time_dim", time_dim)
