@@ -351,6 +351,108 @@ def test_feedback_by_a_convolution_sees_the_layout_of_the_input() -> None:
         assert torch.equal(layer(frame), out)
 
 
+def _with_feedback(build: Any, **pieces: Any) -> snn.Layer:
+    torch.manual_seed(0)
+    feedback = nn.Linear(4, 4, dtype=torch.float64)
+    layer: snn.Layer = build(snn.SLITS, 4, feedback=feedback, **pieces)
+    return layer
+
+
+def _inputs(steps: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return 2 * torch.randn(steps, 3, 4, dtype=torch.float64, generator=generator)
+
+
+def _measured(layer: Any, run: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Outputs, final states and all gradients of a sequence from fresh states."""
+    layer.zero_states()
+    layer.zero_grad()
+    x = _inputs().requires_grad_()
+    y = run(x)
+    (y.sin().sum() + sum(s.square().sum() for s in layer.get_states().values())).backward()
+    grads = {name: p.grad for name, p in layer.named_parameters()}
+    assert x.grad is not None
+    return {"y": y, "grad x": x.grad, **layer.get_states(), **grads}
+
+
+def _same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    assert expected["y"].any()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def _changes() -> list[Callable[[Any], None]]:
+    def reset(layer: Any) -> None:
+        layer.reset, layer.refractory = resets.to(0.1), 2
+
+    def function(layer: Any) -> None:
+        layer.spike_fn = torch.sigmoid
+
+    def surrogate(layer: Any) -> None:
+        layer.spike_fn = surrogates.atan(3.0)
+
+    def weights(layer: Any) -> None:
+        layer.feedback = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double()
+
+    def values(layer: Any) -> None:
+        layer.beta = 0.3
+
+    return [reset, function, surrogate, weights, values]
+
+
+def test_a_sequence_with_feedback_is_its_steps_whatever_was_changed_before(build: Any) -> None:
+    """One layer, changed again and again: what serves its sequences is not what it was."""
+    layer = _with_feedback(build, refractory=1)
+    stepped: Any = lambda x: torch.stack([layer(timestep) for timestep in x])  # noqa: E731
+    for change in [lambda layer: None, *_changes()]:
+        change(layer)
+        _same(_measured(layer, layer.unroll), _measured(layer, stepped))
+
+
+def test_a_sequence_with_feedback_is_one_kernel_for_each_timestep(build: Any) -> None:
+    layer = _with_feedback(build)
+    found: list[str] = []
+    for _ in range(2):  # the first timestep of all has to find its kernel
+        layer.zero_states()
+        seen, after = set(), [layer.unroll(_inputs()).grad_fn]
+        while after:
+            node = after.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                after += [each for each, _ in node.next_functions]
+        found = [node.name() for node in seen]
+        assert found.count("_FusedBackward") == found.count("AddmmBackward0") == 12
+
+
+class _Net(tt.Model):
+    def __init__(self, layer: snn.Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = 2 * self.layer(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"chunk_size": 5}, {"chunk_size": 5, "recompute": True}],
+    ids=["whole", "chunks", "recomputed"],
+)
+def test_a_folded_model_around_feedback_is_the_loop(build: Any, options: Any) -> None:
+    net, lengths = _Net(_with_feedback(build)), torch.tensor([12, 7, 1])
+    got = _measured(net, lambda x: net.unroll(x, lengths=lengths, fold=True, **options))
+    _same(got, _measured(net, lambda x: net.unroll(x, lengths=lengths, fold=False)))
+
+
+def test_a_compiled_sequence_with_feedback_is_its_steps(build: Any) -> None:
+    layer = _with_feedback(build)
+    torch._dynamo.reset()
+    got = _measured(layer, torch.compile(layer.unroll, backend="eager"))
+    _same(got, _measured(layer, layer.unroll))
+
+
 @pytest.mark.parametrize(
     "holds",
     # a module sees the layout of the input, and a linear layer takes one only

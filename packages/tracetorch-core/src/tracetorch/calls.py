@@ -85,7 +85,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
         return y
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
-    if fused and hasattr(type(layer).sequence, "standard"):
+    if fused and hasattr(layer.sequence, "standard"):
         answer = serving.step(_request(layer, x, x, parameters, single=True))
         if answer is not None:
             _keep(layer, answer, x, 1)
@@ -178,7 +178,7 @@ def _at_once(
         cannot(layer, why)
         return None
     why = None
-    if not hasattr(type(layer).sequence, "standard"):
+    if not hasattr(layer.sequence, "standard"):
         why = Reason(Unfused.RECORDED) if record else _outdated(layer)
         y = None if why is not None else _by_its_own(layer, x, resets)
         if y is not None:

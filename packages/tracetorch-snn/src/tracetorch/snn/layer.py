@@ -6,8 +6,10 @@ parameters, states, constructor and documentation follow.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from operator import add
 from typing import Any, ClassVar
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from tracetorch import Layer, StateError
 from tracetorch.parameters import checked_integer
+from tracetorch.randomness import RANDOM
+from tracetorch.recomputation import restoring
 from tracetorch.snn import describe, resets
 from tracetorch.snn.adaptation import Adaptation
 from tracetorch.snn.firing import Firing, Spike
@@ -25,6 +29,7 @@ from tracetorch.snn.quantizers import round as rounding
 from tracetorch.snn.resets import Reset
 from tracetorch.snn.surrogates import Surrogate, sigmoid
 from tracetorch.snn.traces import DUAL, SINGLE, Polarity, halves, leak, named
+from tracetorch.states import moved
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -264,17 +269,38 @@ class LeakyIntegrator(Layer):
             new["prev_output"] = out
         return new, out
 
+    @property
+    def sequence(self) -> Callable[..., tuple[Mapping[str, Tensor], Tensor] | None]:  # type: ignore[override]
+        """A way of its own where there is a feedback; else that of every layer, a kernel."""
+        fed_back = self.firing is not None and self.feedback is not None
+        return self._sequence_fed_back if fed_back else super().sequence
+
+    def _sequence_fed_back(
+        self, states: Any, x: Tensor, p: Any
+    ) -> tuple[Mapping[str, Tensor], Tensor] | None:
+        """Timestep after timestep, each the feedback and a kernel, with nothing else around it."""
+        if RANDOM in self.tt.states or torch.compiler.is_compiling():
+            return None
+        out, outs = states.prev_output, []
+        with _without_feedback(self, p) as plain:
+            plain.tt.states = {name: getattr(states, name) for name in plain.tt.states}
+            for now in x.contiguous().unbind():
+                out = plain.forward(now + self._fed_back(out, now))
+                outs.append(out)
+            return {**plain.tt.states, "prev_output": out}, torch.stack(outs)
+
     def _fed_back(self, output: Tensor, x: Tensor) -> Tensor:
         """What the module ``feedback`` makes of the last output, for the input."""
-        found: Any = self.feedback(output.movedim(-1, self.dim))  # type: ignore[misc]
-        if not isinstance(found, Tensor) or found.movedim(self.dim, -1).shape != x.shape:
+        found: Any = self.feedback(moved(output, -1, self.dim))  # type: ignore[misc]
+        back = moved(found, self.dim, -1) if isinstance(found, Tensor) else None
+        if back is None or back.shape != x.shape:
             wanted = list(x.movedim(-1, self.dim).shape)
-            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            got = repr(found) if back is None else f"shape {list(found.shape)}"
             raise StateError(
                 self,
                 f"feedback must return a tensor of the input's shape {wanted}, got {got}",
             )
-        return found.movedim(self.dim, -1).to(x.dtype)
+        return back if back.dtype is x.dtype else back.to(x.dtype)
 
     def _fire(
         self, firing: Firing, mem: list[Tensor], states: Any, p: Any
@@ -323,6 +349,42 @@ class LeakyIntegrator(Layer):
                 shown = getattr(value, "__name__", None) or repr(value)
                 text += "" if shown == default else f", {name}={shown}"
         return text
+
+
+# of layers with a feedback, the same without
+_plain: weakref.WeakKeyDictionary[LeakyIntegrator, LeakyIntegrator] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def _without_feedback(layer: LeakyIntegrator, p: Any) -> Iterator[LeakyIntegrator]:
+    """All that a layer holds now but its feedback, with neurons last and these parameters."""
+    plain = _plain.get(layer)
+    if plain is None or type(plain) is not type(layer):
+        plain = _plain[layer] = _declared_alike(layer)
+    held, modules, buffers = vars(plain), plain._modules, plain._buffers
+    own = {name: held[name] for name in ("tt", "dim", "_parameters", "_buffers", "_modules")}
+    held.update({**vars(layer), **own, "feedback": None})
+    modules.update({name: part for name, part in layer._modules.items() if name != "feedback"})
+    buffers.update(p._asdict())
+    try:
+        with restoring([plain]):  # it is called where the layer may be
+            yield plain
+    finally:
+        plain.tt.states = dict.fromkeys(plain.tt.states)
+        for names in (held, modules, buffers):
+            names.clear()
+        held.update(own)
+
+
+def _declared_alike(layer: LeakyIntegrator) -> LeakyIntegrator:
+    plain = type(layer).__new__(type(layer))
+    Layer.__init__(plain, layer.num_neurons)
+    declared = layer.tt.declaration
+    fed_back = () if layer.recurrence else ("prev_output",)
+    plain.add_state(*[name for name in declared.states if name not in fed_back])
+    for name, spec in declared.parameters.items():
+        plain.add_parameter(name, 0.5, learn=False, raw_name=name, shape=spec.shape)
+    return plain
 
 
 def _above(spike: Spike, raised: Tensor) -> Spike:
