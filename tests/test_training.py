@@ -1,12 +1,10 @@
-"""Training models of snn and rnn layers: distributed, checkpointed, truncated, without a past."""
+"""Training models of snn and rnn layers: checkpointed, truncated, without a past."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import runpy
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tracetorch import rnn, snn
 
-WORKER = Path(__file__).parent / "workers" / "gradients.py"
-worker = runpy.run_path(str(WORKER))
-Mixed: Callable[[], tt.Model] = worker["Mixed"]
-loss_of: Callable[[Tensor], Tensor] = worker["loss_of"]
+shared = runpy.run_path(str(Path(__file__).parent / "workers" / "mixed.py"))
+Mixed: Callable[[], tt.Model] = shared["Mixed"]
+loss_of: Callable[[Tensor], Tensor] = shared["loss_of"]
 
 
 def inputs(steps: int = 8, batch: int = 6) -> Tensor:
@@ -38,29 +35,6 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=tolerance, atol=tolerance, msg=name)
-
-
-# ------------------------------------------------------------------ distributed
-
-
-def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    model, x = Mixed().double(), inputs()
-    torch.save({"weights": model.state_dict(), "x": x}, tmp_path / "data.pt")
-    rendezvous = (tmp_path / "rendezvous").as_uri()
-    outs = [tmp_path / f"gradients{rank}.pt" for rank in range(2)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), "2", rendezvous, tmp_path / "data.pt", out],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, out in enumerate(outs)
-    ]
-    said = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    loss_of(model.unroll(x)).backward()
-    for out in outs:
-        assert_same(torch.load(out), gradients(model), 1e-10)
 
 
 # ------------------------------------------------------------------ activation checkpointing

@@ -682,6 +682,19 @@ def test_trying_out_leaves_no_trace() -> None:
     assert torch.equal(model.unroll(x), first)
 
 
+@pytest.mark.parametrize("besides", [None, threading.Lock()], ids=["copied", "not copied"])
+def test_after_trying_out_weights_can_be_given_other_memory(besides: object) -> None:
+    """As ``fully_shard`` of torch does around every call."""
+    net = Net()
+    net.lock = besides  # type: ignore[assignment]
+    net.unroll(torch.randn(4, 2, 3))
+    weights = net.first.weight.detach()
+    memory, size = weights.untyped_storage(), weights.untyped_storage().nbytes()
+    memory.resize_(0)
+    memory.resize_(size)
+    assert torch.equal(weights.fill_(2.0), torch.full((4, 3), 2.0))
+
+
 def test_an_error_inside_is_the_steps_own() -> None:
     model, x = make(Net), sequence()
     model(x[0])

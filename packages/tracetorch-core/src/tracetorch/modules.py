@@ -58,12 +58,33 @@ _everywhere: Any = nn.modules.module
 def hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks, its own or those on every module."""
     own = any(getattr(module, name) for name in HOOKS)
-    return (own and not _observed(module)) or hooked_everywhere()
+    return (own and not _observed(_hooks(module))) or hooked_everywhere()
 
 
-def _observed(module: nn.Module) -> bool:
-    """Whether its hooks only look on."""
-    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
+def gathers(module: nn.Module) -> bool:
+    """Whether its hooks are those of torch's ``fully_shard``, and any others only look on.
+
+    They gather parameters around a call, whatever it is given.
+    """
+    hooks = _hooks(module)
+    return (
+        any(map(_of_sharding, hooks))
+        and not hooked_everywhere()
+        and _observed([hook for hook in hooks if not _of_sharding(hook)])
+    )
+
+
+def _of_sharding(hook: object) -> bool:
+    owner = type(getattr(hook, "__self__", None))
+    return owner.__module__.startswith("torch.distributed.fsdp.")
+
+
+def _hooks(module: nn.Module) -> list[object]:
+    return [hook for name in HOOKS for hook in getattr(module, name).values()]
+
+
+def _observed(hooks: list[object]) -> bool:
+    """Whether hooks only look on."""
     return all(isinstance(hook, Observer) for hook in hooks)
 
 

@@ -63,6 +63,9 @@ class Unfolded(Enum):
     FLAT = "a timestep has no batch dimension to fold time into"
     DIFFERS = "{} is another over all timesteps at once than step by step"
     UNCOPIED = "{} cannot be copied, and so not be tried out"
+    SHARDED = (
+        "{} has its parameters in many processes, and no copy to be tried out; fold=True folds"
+    )
     ALIKE = "all samples of this sequence are alike, which shows nothing"
     RAISES = "{}: {}"
     FAILS = "over all timesteps at once, forward raises {}: {}"

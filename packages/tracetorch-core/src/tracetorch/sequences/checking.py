@@ -122,6 +122,7 @@ def _observed(
 
     with generators.left_alone([x.device]):
         twin.run(observe)
+    twin.release()
     return outputs, {what: value.detach() for what, value in found.items()}
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.modules import Bookkeeping
+from tracetorch.modules import Bookkeeping, gathers
 from tracetorch.reasons import Unfoldable, Unfolded
 from tracetorch.written import settled
 
@@ -104,6 +104,19 @@ class Copier:
             self._remember(value, found, name)
         return found
 
+    def release(self) -> None:
+        """Forget the copies, and give originals their memory for themselves.
+
+        What shares its memory until a write cannot be resized, as ``fully_shard`` of torch does.
+        """
+        originals = [pair.original for pair in self.pairs]
+        for made in (self.pairs, self.modules, self._memo):
+            made.clear()
+        for original in originals:
+            if type(original) in mode.PLAIN:
+                with contextlib.suppress(Exception):  # of no memory: meta, sparse
+                    original.data_ptr()
+
     def look(self, value: Any) -> None:
         """Note what is not copied, and may lead to more."""
         if isinstance(value, types.FunctionType):
@@ -165,6 +178,8 @@ class Copier:
         return tuple.__new__(kind, items) if isinstance(value, tuple) else kind(items)
 
     def _module(self, module: Any, name: str) -> Any:
+        if gathers(module):
+            raise Unfoldable(Unfolded.SHARDED, type(module).__name__)
         if isinstance(module, torch.jit.ScriptModule):
             found = copy.deepcopy(module, self._memo)
         elif type(module).__module__.startswith("torch._dynamo"):  # compiled; this one need not be

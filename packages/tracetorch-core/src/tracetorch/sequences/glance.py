@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tracetorch.layer import Layer
-from tracetorch.modules import HOOKS, hooked, hooked_everywhere
+from tracetorch.modules import HOOKS, gathers, hooked, hooked_everywhere
 from tracetorch.walk import named_layers
 
 _CONTAINERS = (dict, list, set, deque)
@@ -38,8 +38,13 @@ class Glance:
         found |= {id(part): part for layer in self.layers for part in layer.modules()}
         self._modules = [*found.values()]
         self._hooks = [vars(module)[name] for module in self._modules for name in HOOKS]
+        # parameters that lie in many processes are exchanged around calls
+        apart = any(map(gathers, self._modules))
         self._held = [
-            (type(module).__name__, held) for module in self._modules for held in _held(module)
+            (type(module).__name__, held)
+            for module in self._modules
+            for held in _held(module)
+            if not (apart and held is module._parameters)
         ]
         self._inside = [
             (f"{kind}.{name}", value)
@@ -79,8 +84,9 @@ class Glance:
         """The class of the first module with hooks."""
         if not any(self._hooks) and not hooked_everywhere():
             return None
+        inside = {id(part) for layer in self.layers for part in layer.modules()}
         for module in self._modules:
-            if hooked(module):
+            if hooked(module) and (id(module) in inside or not gathers(module)):
                 return type(module).__name__
         return None
 

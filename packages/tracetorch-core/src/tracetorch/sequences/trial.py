@@ -22,7 +22,7 @@ from tracetorch.calls import peculiar
 from tracetorch.choice import EAGER, choosing
 from tracetorch.layer import Layer
 from tracetorch.looks import Blind, BlindBelow, Looked
-from tracetorch.modules import hooked
+from tracetorch.modules import gathers, hooked
 from tracetorch.passage import Passage, Timesteps
 from tracetorch.reasons import Unfoldable, Unfolded, Unfused
 from tracetorch.sequences.fold import refuse_flat
@@ -48,7 +48,7 @@ def tried(model: nn.Module, x: Tensor) -> None:
     """
     refuse_flat(x)
     for module in model.modules():
-        if not isinstance(module, Layer) and hooked(module):
+        if not isinstance(module, Layer) and hooked(module) and not gathers(module):
             raise Unfoldable(Unfolded.HOOKS, type(module).__name__)
     for _, layer in named_layers(model):
         if why := peculiar(layer):
@@ -60,10 +60,22 @@ def tried(model: nn.Module, x: Tensor) -> None:
 def _try(model: nn.Module, x: Tensor) -> None:
     sample = _sample(x)
     twin = Twin(model)
+    try:
+        _compare(twin, sample, x.device)
+    finally:
+        twin.release()
+
+
+def _compare(twin: Twin, sample: Tensor, device: torch.device) -> None:
+    """Both ways on the copy, which is to change nothing but its layers' states.
+
+    Raises:
+        Unfoldable: they differ, or it does.
+    """
     layers = [layer for _, layer in named_layers(twin.model)]
     trial = _Trial(twin, layers, sample)
     with (
-        generators.left_alone([x.device]),
+        generators.left_alone([device]),
         saved_tensors_hooks(_itself, _itself),
         choosing(EAGER),
     ):

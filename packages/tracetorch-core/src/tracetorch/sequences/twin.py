@@ -63,8 +63,12 @@ class Twin:
 
     def __init__(self, model: nn.Module) -> None:
         self._copier = Copier()
-        self.model: nn.Module = self._copier.copied(model, type(model).__name__)
-        self._sites = surroundings(self._copier)
+        try:
+            self.model: nn.Module = self._copier.copied(model, type(model).__name__)
+            self._sites = surroundings(self._copier)
+        except BaseException:
+            self._copier.release()
+            raise
         self.modules = self._copier.modules
         self._training = [module.training for module in self.modules]
         self._found: set[str] = set()
@@ -104,6 +108,11 @@ class Twin:
         """All copies of modules in training or evaluation."""
         for module in self.modules:
             module.training = training
+
+    def release(self) -> None:
+        """Done with it: the model has its memory for itself again."""
+        del self.model
+        self._copier.release()
 
     def changes(self) -> list[str]:
         """Names of what the copy has changed.
