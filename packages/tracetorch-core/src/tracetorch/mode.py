@@ -59,7 +59,7 @@ def ordinary() -> bool:
 
 
 _modes, _transforms = _C._len_torch_dispatch_stack, _C._are_functorch_transforms_active
-_tracing = _C._get_tracing_state
+_tracing, _function_modes = _C._get_tracing_state, _C._len_torch_function_stack
 
 
 def undisturbed() -> bool:
@@ -67,6 +67,11 @@ def undisturbed() -> bool:
     return not (
         _modes() or _transforms() or _tracing() is not None or forward_ad._current_level >= 0
     )
+
+
+def unwatched() -> bool:
+    """The same, and no mode of ``torch.overrides`` sees which functions are called."""
+    return not _function_modes() and undisturbed()
 
 
 def transformed() -> bool:

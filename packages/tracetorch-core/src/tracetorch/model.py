@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch import saving
+from tracetorch import event_driven, saving
 from tracetorch.errors import StateError, located
 from tracetorch.layer import Layer
 from tracetorch.layer_states import refuse_left_overs
@@ -65,7 +65,7 @@ class Model(Boundary):
         """``forward``; an error of a layer says the layer's qualified name."""
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
-        with self.tt.alone(self):
+        with self.tt.alone(self), event_driven.within(self):
             return super().__call__(*args, **kwargs)
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
@@ -288,22 +288,33 @@ class Model(Boundary):
         options = Options(time_dim, lengths, resets, chunk_size, detach_every, recompute, fold)
         if torch.compiler.is_compiling():
             return unrolled(self, x, options)
-        with self.tt.alone(self):
+        with self.tt.alone(self), event_driven.within(self):
             return unrolled(self, x, options)
 
     # ------------------------------------------------------------------ inference
 
-    def TTcompile(self) -> None:
+    def TTcompile(self, *, events: bool = False) -> None:
         """Take every layer's effective parameters as constants, for inference.
 
         No gradient reaches the parameters of tt layers. The ``nn.Parameter`` objects stay where
         they are, and whatever gives them new values reaches the constants at once.
+
+        Args:
+            events: large ``nn.Linear`` modules on the CPU add the weights of those inputs that are
+                not zero, where that is faster and nothing is differentiated. Their weights are laid
+                out ``[inputs, outputs]`` in memory: same tensors, shapes and values, other strides.
+
+        Raises:
+            BackendError: ``events`` without a C++ compiler; nothing has changed.
         """
+        if events:
+            event_driven.begin(self)
         for _, layer in self.named_layers():
             layer.TTcompile()
 
     def TTdecompile(self) -> None:
         """Back to training with the very same parameters, bit for bit."""
+        event_driven.end(self)
         for _, layer in self.named_layers():
             layer.TTdecompile()
 

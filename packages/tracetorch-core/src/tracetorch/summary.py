@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tracetorch import event_driven
 from tracetorch.backends import READY, status
 from tracetorch.errors import check_dense
 from tracetorch.layer import Layer
@@ -73,7 +74,9 @@ class Row(NamedTuple):
         silent: of a tt layer, how many of its neurons never put out anything else than zero.
         neurons: of how many.
         operations: synaptic operations over the whole batch.
-        path: ``"fused"`` or ``"stepped"``, of a tt layer.
+        path: ``"fused"`` or ``"stepped"``, of a tt layer; of an ``nn.Linear`` that
+            ``TTcompile(events=True)`` has made event-driven, ``"events"``, ``"dense"``, or in how
+            many calls it was by events.
         why: why it is stepped.
 
     Example:
@@ -240,6 +243,7 @@ def looked_at(model: Any, x: Tensor, lengths: Tensor | None) -> Summary:
     layers = dict(named_layers(model))
     heard = {name: _Sums() for name in layers}
     seen: dict[str, _Seen] = {}
+    driven = {id(module) for module in event_driven.modules_of(model)}
     with left_as_it_was(model, [*layers.values()], x.device):
         for layer in layers.values():
             layer.zero_states()
@@ -247,7 +251,7 @@ def looked_at(model: Any, x: Tensor, lengths: Tensor | None) -> Summary:
         with ExitStack() as stack:
             stack.enter_context(listening([(layers[name], heard[name]) for name in layers]))
             for name, module in _leaves(model, layers):
-                seen[name] = _Seen(module, len(x), x.shape[1])
+                seen[name] = _Seen(module, len(x), x.shape[1], id(module) in driven)
                 handle = module.register_forward_hook(Observer(seen[name].look))
                 stack.callback(handle.remove)
             model.unroll(x, lengths=lengths)
@@ -328,13 +332,15 @@ class _Sums(Listener):
 class _Seen:
     """What a module of torch was given, and what it put out."""
 
-    def __init__(self, module: nn.Module, steps: int, batch: int) -> None:
+    def __init__(self, module: nn.Module, steps: int, batch: int, driven: bool) -> None:
         self._module, self._steps, self._batch = module, steps, batch
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._by_events: list[bool] | None = [] if driven else None
 
     def look(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A timestep, or all at once."""
-        del module
+        if self._by_events is not None and isinstance(module, nn.Linear):
+            self._by_events.append(event_driven.goes_by_events(module, inputs[0]))
         for name, value in (("input", inputs[0] if inputs else None), ("output", output)):
             if isinstance(value, Tensor) and value.ndim:
                 self._shapes[name] = (min(len(value), self._batch), *value.shape[1:])
@@ -347,5 +353,13 @@ class _Seen:
             for module in held if module is not None
             for parameter in module.parameters(recurse=module is not self._module)
         )  # fmt: skip
-        row = Row(name, type(self._module).__name__, "", own)
+        row = Row(name, type(self._module).__name__, "", own, path=self._path())
         return row._replace(input=self._shapes.get("input"), output=self._shapes.get("output"))
+
+    def _path(self) -> str:
+        calls = self._by_events
+        if not calls:
+            return ""
+        if len({*calls}) == 1:
+            return "events" if calls[0] else "dense"
+        return f"events in {sum(calls)} of {len(calls)} calls"
