@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmarks import layers, memory, recording, recurrent, scaling, startup
+from benchmarks import events, layers, memory, recording, recurrent, scaling, startup
 from benchmarks.harness import OURS, Data, fastest_peer, increments, median
 from benchmarks.peers import CHUNKED
 from benchmarks.tables import ratio, table
@@ -109,6 +109,14 @@ def _recorded(data: Data) -> Verdict:
     return text, found["network"] <= 1.5
 
 
+def _events(data: Data) -> Verdict:
+    found = [events.at(data, rate) for rate in (events.SPARSE, events.HALF)]
+    if not all(found):
+        return "not measured", None
+    text = " / ".join(f"{min(ratios):.2f}× to {max(ratios):.2f}×" for ratios in found)
+    return text, min(found[0]) >= 2 and min(found[1]) >= 0.95
+
+
 def _cells(data: Data) -> Verdict:
     found = {name: ratio(data["cells"][name], recurrent.TORCH) for name in ("LSTM", "GRU")}
     text = ", ".join(f"{name} {value:.2f}×" for name, value in found.items())
@@ -161,6 +169,7 @@ ROWS: tuple[tuple[str, str, str, Judge], ...] = (
     ("peak memory of a training step, against the leanest peer", "≤ 1/3", "memory", _memory),
     ("stepped loop, LIB, against the fastest peer's", "1×", "stepping", _stepped),
     ("forward pass with two states recorded, to without", "≤ 1.5×", "recording", _recorded),
+    ("linear layer by events at 5 % / 50 % of spikes, to dense", "2× / 0.95×", "events", _events),
     ("LSTM, GRU unrolled against torch.nn", "0.95×", "recurrent", _cells),
     ("SelectiveSSM training step against mambapy", "2×", "recurrent", _scan),
     ("SelectiveSSM peak memory against mambapy", "≤ 1/3", "memory", _scan_memory),

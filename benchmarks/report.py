@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import (
+    events,
     goals,
     layers,
     machine,
@@ -30,6 +31,7 @@ PARTS = {
     "ssm": ssm,
     "stepping": stepping,
     "recording": recording,
+    "events": events,
     "scaling": scaling,
     "parallel": parallel,
     "memory": memory,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from tracetorch import event_driven
 from tracetorch.engine import events
 from tracetorch.engine.launch import BuildError
 from tracetorch.testing import Trace
@@ -165,8 +166,12 @@ def test_a_model_goes_by_events_where_there_are_few(
         assert net.tt.last is None, "it is stepped"
         del taken[:-1]
         net.zero_states()
+        glance = net.tt.glance
+        assert torch.equal(net.unroll(x), y)
+        assert net.tt.glance is glance, "its modules look changed"
+        net.zero_states()
         stepped = torch.stack([net(timestep) for timestep in x])
-    assert taken == [rate < 1] * 7
+    assert taken == [rate < 1] * 8
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(stepped, expected)
 
@@ -546,6 +551,27 @@ def test_without_a_compiler_it_is_an_error_and_nothing_has_changed(
     assert [*vars(net)] == attributes
     assert net.fc.weight.is_contiguous()
     assert not net.leak.tt.compiled
+
+
+def test_a_failure_on_the_way_leaves_the_weights_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Alone(nn.Sequential(*[nn.Linear(WIDE, WIDE) for _ in range(3)]))
+    lay, laid = event_driven._lay, []
+
+    def twice(weight: Tensor, *, by_inputs: bool) -> None:
+        laid.append(by_inputs)
+        if len(laid) == 3:
+            raise MemoryError
+        lay(weight, by_inputs=by_inputs)
+
+    monkeypatch.setattr(event_driven, "_lay", twice)
+    attributes = [*vars(net)]
+    with pytest.raises(MemoryError):
+        net.TTcompile(events=True)
+    assert laid == [True, True, True, False, False]
+    assert all(p.is_contiguous() for p in net.parameters())
+    assert [*vars(net)] == attributes
 
 
 # ---------------------------------------------------------------------- looking

@@ -23,6 +23,8 @@ from tracetorch.walk import named_layers
 
 _FORWARD, _OF_MODEL, _BACKEND = "forward", "_events", "cpp"
 _NOTHING = nullcontext()
+# a module's attributes, and the method that is put among them
+_Place = tuple[dict[str, Any], types.MethodType]
 
 
 def begin(model: nn.Module) -> None:
@@ -38,7 +40,12 @@ def begin(model: nn.Module) -> None:
             f"{type(model).__name__}.TTcompile: events=True needs the backend {_BACKEND!r}: "
             f"{error}; leave it out"
         ) from error
-    vars(model).setdefault(_OF_MODEL, EventDriven()).include(_candidates(model))
+    found = _candidates(model)
+    try:
+        vars(model).setdefault(_OF_MODEL, EventDriven()).include(found)
+    except BaseException:  # no memory for one of them
+        end(model)
+        raise
 
 
 def end(model: nn.Module) -> None:
@@ -69,8 +76,12 @@ class EventDriven(Bookkeeping):
 
     def __init__(self) -> None:
         self.modules: list[nn.Linear] = []
+        self._begin()
+
+    def _begin(self) -> None:
         self._depth = 0
-        self._put: list[tuple[dict[str, Any], types.MethodType]] = []
+        self._methods: list[_Place] = []
+        self._put: list[_Place] = []
 
     def renewed(self) -> EventDriven:
         """None of a copy that is only tried out."""
@@ -80,7 +91,8 @@ class EventDriven(Bookkeeping):
         return {"modules": self.modules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _depth=0, _put=[])
+        vars(self).update(state)
+        self._begin()
 
     def include(self, modules: list[nn.Linear]) -> None:
         """Lay out the weights of these."""
@@ -101,11 +113,11 @@ class EventDriven(Bookkeeping):
         self._depth += 1
         if self._depth > 1:
             return
-        for module in self.modules:
-            held = vars(module)
-            if _FORWARD not in held:
-                held[_FORWARD] = method = types.MethodType(forward, module)
-                self._put.append((held, method))
+        if len(self._methods) != len(self.modules):  # the same ones each time: nothing has changed
+            self._methods = [(vars(m), types.MethodType(forward, m)) for m in self.modules]
+        self._put = [place for place in self._methods if _FORWARD not in place[0]]
+        for held, method in self._put:
+            held[_FORWARD] = method
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
