@@ -138,6 +138,11 @@ assert_type(tt.functional.decay_to_timesteps(0.9), float)
 assert_type(tt.functional.hippo_decays(8, 0.1, dtype=torch.float64), Tensor)
 assert_type(tt.functional.max_halflife_to_hippo_scale(10), float)
 
+# and the module makes a function of a model
+step = tt.functional(net)
+assert_type(step, tt.Functional)
+assert_type(step.initial_states(torch.zeros(7, 3)), dict[str, Tensor])
+
 # surrogates and quantisers
 assert_type(surrogates.superspike(slope=10), surrogates.Surrogate)
 assert_type(snn.quantizers.round(), quantizers.Round)

@@ -75,6 +75,8 @@ class Mine(snn.LeakyIntegrator, firing="B"):  # wrong
 tt.functional.halflife_to_decay("10")  # wrong
 decay: Tensor = tt.functional.halflife_to_decay(10.0)  # wrong
 tt.functional.hippo_decays(8)  # wrong
+tt.functional(10.0)  # wrong
+tt.functional.halflife  # wrong
 surrogates.sigmoid("4")  # wrong
 surrogates.tanh(4.0)  # wrong
 quantizers.bernoulli(0.5)  # wrong

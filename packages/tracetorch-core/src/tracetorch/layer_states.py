@@ -31,6 +31,9 @@ from tracetorch.states import (
 
 States = dict[str, Tensor | None]
 
+# the remedy where a standing state does not fit what comes next
+RESTART = "call zero_states() before a new sequence"
+
 
 def states_of(layer: Any) -> States:
     """The standing states, for who looks at them from outside a timestep."""
@@ -97,8 +100,8 @@ def _misfit(layer: Any, name: str, state: Tensor, timestep: Tensor, needs: str) 
     came = _described(timestep.shape, timestep.dtype, timestep.device)
     return StateError(
         layer,
-        f"the standing state {name} is {is_as}, but an input of {came} needs {needs}; call "
-        f"zero_states() before a new sequence, {remedy}",
+        f"the standing state {name} is {is_as}, but an input of {came} needs {needs}; "
+        f"{RESTART}, {remedy}",
     )
 
 
@@ -246,7 +249,9 @@ def accepted(
         for name, state in found.items()
         if state is not None and name != RANDOM
     }
-    if len(set(leading.values())) > 1:
+    # compared, for sizes in a graph have no hash
+    around = [*leading.values()]
+    if any(other != around[0] for other in around[1:]):
         raise StateError(layer, f"states disagree on the shape around the neurons: {leading}")
     return found, misfits
 

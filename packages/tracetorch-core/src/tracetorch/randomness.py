@@ -8,6 +8,7 @@ count of timesteps are one of its states. Knows no layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -106,7 +107,7 @@ class Drawing:
 
     def __init__(self, state: Tensor, shape: torch.Size) -> None:
         seed, count = state[0], state[1]
-        lanes = torch.arange(shape.numel(), device=state.device).view(shape)
+        lanes = torch.arange(math.prod(shape), device=state.device).view(shape)
         self._lanes = _mixed((lanes + seed) & _WORD)
         self._key = _mixed((count & _WORD) ^ (seed >> 32))
         self._draws = 0

@@ -28,9 +28,14 @@ def restoring(layers: Iterable[nn.Module]) -> Iterator[None]:
         _local.restored = outer
 
 
+def recomputing() -> bool:
+    """Whether this thread is in a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def refuse_plain_recomputation(layer: nn.Module) -> None:
     """RuntimeError where a layer is called inside a backward pass with unrestored states."""
-    if torch._C._current_graph_task_id() != -1 and layer not in restored():
+    if recomputing() and layer not in restored():
         raise RuntimeError(
             f"{layer!r} is recomputed in a backward pass from states that have moved on; "
             f"checkpoint with use_reentrant=False, context_fn=tt.restored_states(model)"

@@ -16,7 +16,7 @@ from torch import Tensor
 from tracetorch import randomness
 from tracetorch.effective import promoted
 from tracetorch.errors import StateError
-from tracetorch.layer_states import States, standing
+from tracetorch.layer_states import RESTART, States, standing
 from tracetorch.modules import parts
 from tracetorch.randomness import RANDOM, Drawing, Random, after, lent
 from tracetorch.states import alike, moved
@@ -171,7 +171,7 @@ def random_state(layer: Any, x: Tensor) -> Tensor | None:
         raise StateError(
             layer,
             f"the standing state {RANDOM} is on {random.device}, the input on {x.device}; "
-            f"call zero_states() before a new sequence, or move the layer with .to()",
+            f"{RESTART}, or move the layer with .to()",
         )
     return random
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import NamedTuple
@@ -89,7 +89,7 @@ def restored_states(module: nn.Module) -> Callable[[], Contexts]:
                     stack.enter_context(restoring(before))
                     stack.enter_context(Timesteps(then.folded))
                     stack.enter_context(choice.choosing(then.backend))
-                    stack.enter_context(_statistics_kept(module))
+                    stack.enter_context(statistics_kept(normalizations(module)))
                     yield
             finally:
                 for layer, standing in before.items():
@@ -106,13 +106,18 @@ def _standing(module: nn.Module) -> dict[Layer, _Standing]:
     }
 
 
+def normalizations(module: nn.Module) -> list[nn.Module]:
+    """Those of torch in it that keep running statistics."""
+    return [part for part in module.modules() if isinstance(part, _NormBase)]
+
+
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def statistics_kept(norms: Iterable[nn.Module]) -> Iterator[None]:
     """Within it, normalizations of torch in training write into copies of their statistics.
 
     Nothing is written back afterwards: torch would count that, and refuse what was saved before.
     """
-    found = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
+    found = [part for part in norms if part.training]
     before = [dict(part._buffers) for part in found]
     for part in found:
         held = part._buffers.items()

@@ -87,7 +87,7 @@ class Cell(Layer):
     def step(self, states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, Tensor], Tensor]:
         """One timestep; autocast is off inside, so that no state is rounded to 16 bits."""
         around, size = x.shape[:-1], self.out_features
-        rows = around.numel()
+        rows = math.prod(around)  # numel() is one number in a graph for any batch
         flat = tuple(_shaped(getattr(states, name), (rows, size)) for name in self.state_names)
         with unrounded(x.device.type):
             new = self._timestep(_shaped(x, (rows, self.in_features)), flat, _weights(p))
