@@ -21,6 +21,7 @@ from benchmarks import (
     ssm,
     startup,
     stepping,
+    streaming,
 )
 from benchmarks.harness import Data
 
@@ -30,6 +31,7 @@ PARTS = {
     "recurrent": recurrent,
     "ssm": ssm,
     "stepping": stepping,
+    "streaming": streaming,
     "recording": recording,
     "events": events,
     "scaling": scaling,
