@@ -20,6 +20,7 @@ BATCH = torch.export.Dim("batch", min=1, max=1024)
 TIME = torch.export.Dim("time", min=1, max=100_000)
 States = dict[str, Tensor]
 Step = Callable[[States, Tensor], tuple[Tensor, States]]
+Program = tuple[tt.Functional, Any]
 
 
 class Pair(tt.Model):
@@ -80,7 +81,20 @@ def hold(step: tt.Functional, run: Step, x: Tensor) -> None:
     assert torch.stack(outputs).std(0).max() > 0  # it does something
 
 
-# ------------------------------------------------------------------ torch.export
+@pytest.fixture(scope="module")
+def timestep() -> Program:
+    """The function of one, and its program."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return program_of(several())
+
+
+# ------------------------------------------------------------------ torch.compile, torch.export
+
+
+def test_a_function_in_one_graph(timestep: Program) -> None:
+    step, _ = timestep
+    hold(step, torch.compile(step, backend="aot_eager", fullgraph=True), inputs(6, 5))
 
 
 def test_a_timestep_of_each_layer_is_a_program(name: str, build: Callable[..., tt.Layer]) -> None:
@@ -139,17 +153,6 @@ class Scanned(nn.Module):
 
         states, y = scan(lambda states, x: self.step(states, x)[::-1], states, x)
         return y, states
-
-
-Program = tuple[tt.Functional, Any]
-
-
-@pytest.fixture(scope="module")
-def timestep() -> Program:
-    """The function of one, and its program."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return program_of(several())
 
 
 @pytest.fixture(scope="module")

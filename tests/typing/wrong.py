@@ -76,7 +76,7 @@ tt.functional.halflife_to_decay("10")  # wrong
 decay: Tensor = tt.functional.halflife_to_decay(10.0)  # wrong
 tt.functional.hippo_decays(8)  # wrong
 tt.functional(10.0)  # wrong
-tt.functional.halflife  # wrong
+tt.functional.halflife(10.0)  # wrong
 surrogates.sigmoid("4")  # wrong
 surrogates.tanh(4.0)  # wrong
 quantizers.bernoulli(0.5)  # wrong

@@ -89,7 +89,7 @@ def test_a_module_around_layers_is_a_function_too() -> None:
     y, states = stepped(step, step.initial_states(x[0]), x)
     assert list(states) == ["1.mem"]
     assert torch.equal(y, torch.stack([module(timestep) for timestep in x]))
-    with pytest.raises(TypeError, match="a Sequential has no unroll; make it a tt.Model"):
+    with pytest.raises(TypeError, match=r"a Sequential has no unroll; make it a tt\.Model"):
         step.unroll(states, x)
 
 
@@ -207,7 +207,7 @@ def test_samples_batched_by_vmap_are_a_batch() -> None:
     net, x = Net(), sequence(1, batch=6)[0]
     step = tt.functional(net)
     states = step.initial_states(x)
-    y, states = step(states, x)
+    _, states = step(states, x)
     batched = torch.func.vmap(step)(states, x)
     torch.testing.assert_close(batched, step(states, x))
 
@@ -250,7 +250,7 @@ def test_states_that_do_not_fit_are_refused_by_name() -> None:
         step(states, x[0, :1])
     with pytest.raises(TypeError, match="states must be a mapping"):
         step([*states.values()], x[0])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="model must be a tt.Model.*got 3"):
+    with pytest.raises(TypeError, match=r"model must be a tt\.Model.*got 3"):
         tt.functional(3)  # type: ignore[arg-type]
     assert net.get_states() == {}
 

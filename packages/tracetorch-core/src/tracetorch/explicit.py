@@ -77,7 +77,9 @@ class Functional(nn.Module):
         self.model = model
         self.tt = _Parts(model)
 
-    def forward(self, states: Mapping[str, Tensor | None], x: Any) -> Stepped:
+    def forward(
+        self, states: Mapping[str, Tensor | None], x: Any
+    ) -> tuple[Any, dict[str, Tensor | None]]:
         """One timestep.
 
         Args:
@@ -94,7 +96,9 @@ class Functional(nn.Module):
         """
         return self._run(states, lambda: self.model(x))
 
-    def unroll(self, states: Mapping[str, Tensor | None], x: Tensor, **options: Any) -> Stepped:
+    def unroll(
+        self, states: Mapping[str, Tensor | None], x: Tensor, **options: Any
+    ) -> tuple[Any, dict[str, Tensor | None]]:
         """A whole sequence, as ``model.unroll`` runs it.
 
         Args:
@@ -142,8 +146,8 @@ class Functional(nn.Module):
 
     def _run(self, states: Mapping[str, Tensor | None], call: Callable[[], Any]) -> Stepped:
         owners, layers = self.tt.owners, self.tt.layers
-        misfits = compared(checked_states(states).keys(), owners.keys())
-        if any(misfits):
+        if checked_states(states).keys() != owners.keys():
+            misfits = compared(states.keys(), owners.keys())
             raise StateError(
                 self.model,
                 f"states do not match the model: unknown {misfits.unexpected}, "

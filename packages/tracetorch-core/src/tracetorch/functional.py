@@ -1,7 +1,7 @@
 """Conversions between the ways to say how long a leaky trace remembers.
 
 Pure functions on floats and tensors; a value outside a domain is a ``ValueError`` that says the
-domain and the value.
+domain and the value. Called, ``tt.functional(model)`` is a :class:`tracetorch.Functional`.
 """
 
 from __future__ import annotations
