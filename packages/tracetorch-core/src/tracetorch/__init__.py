@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __path__ = extend_path(__path__, __name__)
 
-from tracetorch import backends, constraints, functional
+from tracetorch import backends, constraints
 from tracetorch.backends import BackendError
 from tracetorch.checkpoints import load_checkpoint, save_checkpoint
 from tracetorch.constraints import Constraint
@@ -22,6 +22,7 @@ from tracetorch.errors import (
     StateError,
     StateFileError,
 )
+from tracetorch.explicit import CallableModule, Functional
 from tracetorch.layer import Layer
 from tracetorch.model import Model
 from tracetorch.randomness import Random
@@ -34,6 +35,7 @@ from tracetorch.summary import ParameterCount, Row, Summary
 from tracetorch.walk import named_layers
 
 if TYPE_CHECKING:
+    functional: CallableModule
     from tracetorch import measures as measures
     from tracetorch import plot as plot
     from tracetorch import rnn as rnn
@@ -41,12 +43,18 @@ if TYPE_CHECKING:
     from tracetorch import testing as testing
 
     __version__: str
+else:
+    from tracetorch import functional
+
+    # both are its public name: tt.functional.halflife_to_decay(…), and tt.functional(model)
+    functional.__class__ = CallableModule
 
 __all__ = [
     "BackendError",
     "CheckpointError",
     "Constraint",
     "FoldError",
+    "Functional",
     "IncompatibleStates",
     "Layer",
     "LayerError",
