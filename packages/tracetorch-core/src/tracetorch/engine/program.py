@@ -93,10 +93,18 @@ class Program:
         """The language of its kernels."""
         return TARGETS[self.backend]
 
-    @functools.cache  # noqa: B019 - programs live as long as the process
+    @functools.cached_property
+    def _kernels(self) -> dict[tuple[tuple[str, ...], bool], Kernel]:
+        """Its own, so that they go with a program that another one of its content stands for."""
+        return {}
+
     def kernel(self, wanted: tuple[str, ...], backward: bool) -> Kernel:
         """One direction; the forward one keeps what these gradients need."""
-        return Kernel(self.traced, self.real, self.stored, wanted, backward, self.recorded)
+        key = (wanted, backward)
+        if key not in self._kernels:
+            kernel = Kernel(self.traced, self.real, self.stored, wanted, backward, self.recorded)
+            self._kernels.setdefault(key, kernel)
+        return self._kernels[key]
 
     @functools.lru_cache(1024)  # noqa: B019 - programs live as long as the process
     def sizes(self, shape: torch.Size, single: bool, ranks: tuple[int, ...]) -> tuple[int, ...]:

@@ -342,6 +342,7 @@ def tracing(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
 
 def _traced(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
     scene = scene_of(subject)
+    reads = scene.reads
     weights = weights_of(subject.module, subject.declaration.parameters)
     definition = None
     try:
@@ -351,7 +352,7 @@ def _traced(subject: Subject, real: torch.dtype, ndim: int) -> Tracing:
         traced = why.reason
     except Exception as error:  # the user's own, on a sample: stepping will show what it is
         traced = Reason(Unfused.RAISES, (type(error).__name__, str(error)))
-    return Tracing(scene.reads, traced, definition, _weights(subject), {})
+    return Tracing(reads, traced, definition, _weights(subject), {})
 
 
 def _weights(subject: Subject) -> tuple[torch.dtype, ...]:

@@ -65,6 +65,8 @@ class Scene:
         for standin in self._standins.values():
             _inside(standin).module = None
         self._alive.clear()
+        # the places lead to the module's states, and these, by the graph, to who holds the scene
+        self.reads = Reads()
 
     # ------------------------------------------------------------------ values
 
