@@ -423,6 +423,30 @@ def test_another_file_is_told(file: Path, content: bytes, says: str) -> None:
             read()
 
 
+@pytest.mark.parametrize("part", ["objects", "values", "generators"])
+def test_a_sealed_file_without_a_part_changes_nothing(file: Path, part: str) -> None:
+    begun(2).save(file)
+    content = torch.load(file, weights_only=True)
+    file.write_bytes(sealed({**content, part: [1]}))
+    run = Run()
+    before = run.everything()
+    with pytest.raises(tt.CheckpointError, match=f"holds no {part}"):
+        run.load(file)
+    assert same(run.everything(), before)
+
+
+@pytest.mark.parametrize("name", ["torch", "python", "numpy"])
+def test_generators_that_cannot_be_put_back_change_nothing(file: Path, name: str) -> None:
+    begun(2).save(file)
+    content = torch.load(file, weights_only=True)
+    file.write_bytes(sealed({**content, "generators": {**content["generators"], name: ()}}))
+    run = Run()
+    before = run.everything()
+    with pytest.raises(tt.CheckpointError, match="does not fit the generators here"):
+        run.load(file)
+    assert same(run.everything(), before)
+
+
 def test_a_file_of_states_alone_is_told(file: Path) -> None:
     net = begun(1).net
     net.save_states(file)

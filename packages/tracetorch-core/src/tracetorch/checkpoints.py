@@ -123,7 +123,13 @@ def load_checkpoint(
                     f"{path} does not fit {name}, {type(part).__name__}: {first_line(error)}"
                 ) from error
         if generators:
-            put_back(saved["generators"])
+            undo.callback(put_back, everywhere())
+            try:
+                put_back(saved["generators"])
+            except Exception as error:
+                raise CheckpointError(
+                    f"{path} does not fit the generators here: {first_line(error)}"
+                ) from error
         undo.pop_all()
     return {name: value for name, value in saved["values"].items() if name not in values}
 
@@ -265,11 +271,14 @@ def _read(path: Path) -> dict[str, Any]:
             saved: Any = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    said = saved if isinstance(saved, dict) else {}
-    if refusal := formats.refusal(said.get("format"), FORMAT, said.get("version")):
-        kind = "" if "format" in said else " (states alone are for load_states())"
+    found: dict[str, Any] = saved if isinstance(saved, dict) else {}
+    if refusal := formats.refusal(found.get("format"), FORMAT, found.get("version")):
+        kind = "" if "format" in found else " (states alone are for load_states())"
         raise CheckpointError(f"{path} {refusal}{kind}")
-    return said
+    for part in ("objects", "values", "generators"):
+        if not isinstance(found.get(part), dict):
+            raise CheckpointError(f"{path} holds no {part}: it is damaged")
+    return found
 
 
 def _same_names(path: Path, saved: Iterable[str], given: Iterable[str]) -> None:
