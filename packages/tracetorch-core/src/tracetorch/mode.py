@@ -101,6 +101,22 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
     return any(tensor is not None and legacy(tensor) for tensor in tensors)
 
 
+_graph_kept: Any = getattr(_C._autograd, "_get_current_graph_task_keep_graph", None)
+_held: Any = getattr(_C, "_storage_Use_Count", None)
+_counted = _graph_kept and _held and hasattr(Tensor, "_use_count")
+
+
+def graph_kept() -> bool:
+    """Whether what is being differentiated may be differentiated again; True if not known."""
+    return not _counted or bool(_graph_kept())
+
+
+def owners(of: Tensor | torch.UntypedStorage) -> int:
+    """How many references torch counts; only to be asked where the graph is not kept."""
+    count: int = of._use_count() if isinstance(of, Tensor) else _held(of._cdata)
+    return count
+
+
 is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 

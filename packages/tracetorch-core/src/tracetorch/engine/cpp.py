@@ -188,7 +188,7 @@ class _Direction(Writer):
         """A timestep's row of a sequence; a short block goes through a full-length copy."""
         self.say(
             depth,
-            f"const stored *__restrict {variable} = {source} + t * lanes;",
+            f"const stored *{variable} = {source} + t * lanes;",
             f"if (rest < width) {variable} = (const stored *)"
             f"memcpy(row[{index}], {variable}, rest * sizeof(stored));",
         )
@@ -208,7 +208,7 @@ class _Direction(Writer):
         there = f"{name}s + t * lanes"
         self.say(
             depth,
-            f"stored *__restrict {name}t = rest < width || streams ? row[{index}] : {there};",
+            f"stored *{name}t = rest < width || streams ? row[{index}] : {there};",
         )
 
     def lanes(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tracetorch.engine.aside import Aside
 from tracetorch.engine.definition import Definition
+from tracetorch.engine.last_use import last_use
 from tracetorch.engine.program import Plan, registered
 from tracetorch.mode import Way, batched, transformed, way
 
@@ -116,17 +117,19 @@ def _gradients(
     plan = by.plan
     inputs = len(plan.program.inputs)
     states = 1 + len(plan.program.traced.states)
-    x, parameters, kept = saved[0], saved[states:inputs], saved[inputs:]
+    parameters, kept = saved[states:inputs], saved[inputs:]
     if torch.is_grad_enabled() or transformed() or batched(cotangents):
         return _replay(by, single, aside, saved[:inputs], cotangents)
     if single:
         kept = plan.remembered(saved[1:states])
-        found = plan.backward(x, cotangents, kept, parameters, aside, single)
+        found = plan.backward(saved[0], cotangents, kept, parameters, aside, single)
         return plan.placed(found, cotangents, False)
-    again = len(x) > 1
+    again = len(saved[0]) > 1
     if way(saved) is Way.DIRECT:
-        found = plan.backward(x, cotangents, kept, parameters, aside, single)
+        in_place = plan.in_place and last_use(saved)
+        found = plan.backward(saved[0], cotangents, kept, parameters, aside, single, in_place)
         return plan.placed(found, cotangents, again)
+    x = saved[0]
     found = torch.ops.tracetorch.unroll_backward(
         x, list(cotangents), kept, parameters, list(aside), plan.program.name, list(plan.flags)
     )

@@ -150,6 +150,8 @@ class Plan:
         ]
         self.draws = traced.random
         self._target = program.target
+        # whether what was x may become its gradient
+        self.in_place = self._target.in_place and "grad x" in self.wanted
 
     def prepare(self) -> None:
         """Compile what is needed; in C++ both directions at once.
@@ -229,12 +231,18 @@ class Plan:
         parameters: Sequence[Tensor],
         aside: Aside,
         single: bool,
+        in_place: bool = False,
     ) -> list[Tensor]:
-        """The wanted gradients in order; ``cotangents``: of the program's :attr:`~Program.ends`."""
+        """The wanted gradients in order; ``cotangents``: of the program's :attr:`~Program.ends`.
+
+        ``in_place``: that of a sequence ``x`` takes its place in memory; ``x`` is gone.
+        """
         lanes = x.shape if single else x.shape[1:]
         found, parts = [], []
         for place, dtype in self._found:
-            if place is None:
+            if place is None and in_place:
+                found.append(_on_memory_of(x))
+            elif place is None:
                 found.append(_like(x) if single else _empty(x, x.shape, dtype))
             elif place == 0:
                 found.append(_lanes(x, lanes, dtype, single))
@@ -308,6 +316,12 @@ def _lanes(x: Tensor, shape: Sequence[int], dtype: torch.dtype, single: bool) ->
     if single and x.dtype is dtype:  # the fastest way to make one
         return _like(x)
     return _empty(x, shape, dtype)
+
+
+def _on_memory_of(x: Tensor) -> Tensor:
+    """A tensor of its own, in the same place: autograd sees nothing in common."""
+    there = torch.empty(0, dtype=x.dtype, device=x.device)
+    return there.set_(x.untyped_storage(), x.storage_offset(), x.shape)  # type: ignore[call-overload, no-any-return]
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

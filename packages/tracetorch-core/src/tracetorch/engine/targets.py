@@ -36,6 +36,7 @@ class Target:
         missing: why it is not there; None where it is.
         also: further types of devices that it serves where it is asked for by name.
         together: kernels may be made in several threads at once.
+        in_place: a gradient of ``x`` may be written where ``x`` is; each timestep is read before.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     missing: Callable[[], str | None]
     also: Callable[[], tuple[str, ...]] = tuple
     together: bool = True
+    in_place: bool = False
     _made: dict[Any, Launch] = field(default_factory=dict, compare=False, repr=False)
 
     def launch(self, kernel: Kernel | ScanKernel) -> Launch:
@@ -81,7 +83,7 @@ class Target:
 _ROWS = (
     Target(
         "cpp", ("cpu",), cpp.render, cpp_scan.render, native.launcher, native.scan_launcher,
-        native.scan_width, native.missing,
+        native.scan_width, native.missing, in_place=True,
     ),
     Target(
         "triton", ("cuda",), triton.render, triton_scan.render, triton_launch.launcher,
