@@ -117,6 +117,15 @@ def owners(of: Tensor | torch.UntypedStorage) -> int:
     return count
 
 
+_hooks: Any = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
+_hooks_allowed: Any = getattr(_C._autograd, "_saved_tensors_hooks_is_enabled", None)
+
+
+def saved_as_they_are() -> bool:
+    """Whether no hooks are at work on what autograd saves, and may be; False if not known."""
+    return bool(_hooks and _hooks_allowed and _hooks_allowed() and _hooks(True) is None)
+
+
 is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 

@@ -249,6 +249,7 @@ class Model(Boundary):
         detach_every: int | None = None,
         recompute: bool = False,
         fold: bool | None = None,
+        pack_spikes: bool = False,
     ) -> Any:
         """A whole sequence: ``torch.stack([model(x_t) for x_t in x])``, from the standing states.
 
@@ -271,6 +272,11 @@ class Model(Boundary):
             fold: whether ``forward`` runs once over all timesteps. None: where that gives what
                 the loop gives, decided once for a kind of sequence on a copy of the model. True:
                 without asking; FoldError where it cannot be. False: never.
+            pack_spikes: keep what modules save for their backward passes in one bit a value where
+                it is nothing but 0 and 1, two where it is -1, 0 and 1 (on the CPU, from 128 KB
+                on). Outputs and gradients are the same, bit for bit. Without gradients, in a
+                compiled graph, and where other hooks for saved tensors are at work (``recompute``
+                among them) this changes nothing.
 
         Returns:
             The outputs along ``time_dim``. Where ``forward`` returns a tuple, list or dict of
@@ -285,7 +291,9 @@ class Model(Boundary):
                 that it does not.
             RuntimeError: another thread is in a call of this model.
         """
-        options = Options(time_dim, lengths, resets, chunk_size, detach_every, recompute, fold)
+        options = Options(
+            time_dim, lengths, resets, chunk_size, detach_every, recompute, fold, pack_spikes
+        )
         if torch.compiler.is_compiling():
             return unrolled(self, x, options)
         with self.tt.alone(self), event_driven.within(self):

@@ -7,6 +7,7 @@ torch's way through an operator written in Python takes ten times as long as a s
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -57,9 +58,25 @@ def run(
 ) -> Sequence[Tensor]:
     """``y``, new and recorded states of a sequence, or of one timestep, directly."""
     if any(by.plan.flags):
-        fused: Sequence[Tensor] = _Fused.apply(by, single, aside, x, *states, *parameters)
+        with SAVING:
+            fused: Sequence[Tensor] = _Fused.apply(by, single, aside, x, *states, *parameters)
         return fused
     return by.plan.forward(x, states, parameters, aside, single)
+
+
+class _Saving(threading.local):
+    """Within it, what autograd saves in this thread is asked for once in a backward pass."""
+
+    now = False
+
+    def __enter__(self) -> None:
+        self.now = True
+
+    def __exit__(self, *_: object) -> None:
+        self.now = False
+
+
+SAVING = _Saving()
 
 
 class _Fused(torch.autograd.Function):

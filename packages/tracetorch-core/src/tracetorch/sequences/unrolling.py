@@ -6,7 +6,7 @@ A chunk is folded or stepped, as ``decision`` says; its outputs are put together
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from tracetorch.sequences.assembling import assembled, mapped
 from tracetorch.sequences.decision import conclude, decided, kind_of, seen
 from tracetorch.sequences.fold import folded
 from tracetorch.sequences.glance import Glance
+from tracetorch.sequences.packing import packing
 from tracetorch.sequences.recomputing import restored_states
 from tracetorch.states import checked_resets
 from tracetorch.walk import named_layers
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     detach_every: int | None = None
     recompute: bool = False
     fold: bool | None = None
+    pack_spikes: bool = False
 
 
 def unrolled(model: Any, x: Tensor, options: Options) -> Any:
@@ -196,14 +198,14 @@ class _Run:
     def _timesteps(self, steps: Tensor, resets: Tensor | None) -> Any:
         """The chunk at once where that was decided, else timestep by timestep."""
         if self.why is not None or (len(steps) == 1 and not self._options.fold):
-            return looped(self._model, steps, resets)
+            return self._packed(looped, self._model, steps, resets)
         before = {layer: layer.tt.states for layer in self._layers}
         kept = _kept(self._model, self._layers)
         glance = None if restored() else self._glance
         writes = [] if glance is None else glance.writes()
         y, why = None, None
         try:
-            y = folded(self._model, self._layers, steps, resets)
+            y = self._packed(folded, self._model, self._layers, steps, resets)
         except Unfoldable as unfoldable:
             why = unfoldable.reason
         if glance is not None and (changed := glance.changes(writes)):
@@ -218,7 +220,14 @@ class _Run:
         self.why = why
         if glance is not None:
             conclude(self._model, kind_of(self._model, self._steps), why)
-        return looped(self._model, steps, resets)
+        return self._packed(looped, self._model, steps, resets)
+
+    def _packed(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        """Timesteps run; what autograd keeps of their spikes is packed where that was asked for."""
+        if not self._options.pack_spikes:
+            return run(*arguments)
+        with packing(self._model, self._steps):
+            return run(*arguments)
 
     def _changed(self, names: list[str]) -> FoldError:
         """What to raise: what a sequence at once has changed cannot be made undone."""
@@ -273,7 +282,9 @@ def _checked(options: Options, steps: Tensor) -> Options:
         resets = _checked_resets(resets, steps, options.time_dim % steps.ndim)
     every = _checked_count("detach_every", options.detach_every)
     size = _checked_count("chunk_size", options.chunk_size)
-    for name, allowed in (("recompute", "True or False"), ("fold", "None, True or False")):
+    either = "True or False"
+    flags = {"recompute": either, "fold": f"None, {either}", "pack_spikes": either}
+    for name, allowed in flags.items():
         value = getattr(options, name)
         if not isinstance(value, bool) and not (name == "fold" and value is None):
             raise TypeError(f"unroll: {name} must be {allowed}, got {value!r}")
