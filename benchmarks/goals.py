@@ -93,7 +93,7 @@ def _memory(data: Data) -> Verdict:
         + f" ({entry['bytes'] / 1e6:.0f} MB)"
         for key, entry in found.items()
     )
-    return f"{text}; {theirs}", min(shares.values()) <= 1 / 3
+    return f"{text}; {theirs}", shares["ours"] <= 1 / 3
 
 
 def _stepped(data: Data) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
@@ -9,16 +10,23 @@ import sys
 from importlib.util import find_spec
 
 import torch
+import tracetorch as tt
+from torch import nn
+from tracetorch import snn
 
 from benchmarks import legacy
 from benchmarks.effort import Context
-from benchmarks.harness import Data, increments
+from benchmarks.harness import OURS, Data, increments
 from benchmarks.onm import case
 from benchmarks.peers import CHUNKED, EVERYONE, OWN
 from benchmarks.recurrent import SSM_SHAPE, mambapy, ssm
 from benchmarks.resident import peak_of_training
 from benchmarks.tables import megabytes, table
-from benchmarks.workload import Shape, cotangent
+from benchmarks.workload import BETA, Shape, cotangent, linear, network_input
+
+DEEP = 4  # linear layers and layers of spikes, in turn
+FIRING = 0.3  # their threshold: most layers' inputs are weak
+PACKED = "pack_spikes=True"
 
 TITLE = "Peak memory of a training step"
 ABOUT = """\
@@ -41,6 +49,7 @@ def measure(context: Context) -> Data:
     return {
         "shape": str(shape),
         "peaks": peaks,
+        "deep": {key: peak(key, shape, effort.processes) for key in ("deep", "deep_packed")},
         "lengths": list(effort.lengths),
         "of lengths": [peak("ours", shape._replace(timesteps=t), 1) for t in effort.lengths],
         "scan shape": str(scan),
@@ -79,10 +88,38 @@ def here(key: str, shape: Shape) -> Data:
     """Measure in this process, which must have done nothing before."""
     if key in ("ssm", "mambapy"):
         return _scan(key, shape)
+    if key in ("deep", "deep_packed"):
+        return _deep(shape, packed=key == "deep_packed")
     neuron = EVERYONE[key](shape)
     c = case(neuron, shape, with_linear=True)
     added = peak_of_training(c.run, c.x, cotangent(shape), c.leaves, neuron.reset)
     return {"name": neuron.name, "peer": neuron.peer, "bytes": added}
+
+
+class Deep(tt.Model):
+    """Several linear layers, spikes behind each: one timestep."""
+
+    def __init__(self, neurons: int) -> None:
+        super().__init__()
+        parts = [
+            part for _ in range(DEEP) for part in (linear(neurons), snn.LIB(neurons, BETA, FIRING))
+        ]
+        self.net = nn.Sequential(*parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Spikes ``[B, N]`` of one timestep ``[B, N]``."""
+        y: torch.Tensor = self.net(x)
+        return y
+
+
+def _deep(shape: Shape, *, packed: bool) -> Data:
+    model = Deep(shape.neurons)
+    run = functools.partial(model.unroll, pack_spikes=packed)
+    leaves = list(model.parameters())
+    x = network_input(shape)
+    added = peak_of_training(run, x, cotangent(shape), leaves, model.zero_states)
+    name = f"{OURS}, {PACKED}" if packed else OURS
+    return {"name": name, "peer": False, "bytes": added}
 
 
 def _scan(key: str, shape: Shape) -> Data:
@@ -116,6 +153,8 @@ def render(data: Data) -> str:
             ABOUT,
             f"### {data['shape']}",
             _peaks(data["peaks"]),
+            f"### {DEEP} linear layers and LIB in turn, {data['shape']}",
+            _peaks(data["deep"]),
             "### traceTorch by length",
             table(["T", "MB", "kB per added timestep"], rows),
             f"### The selective scan, {data['scan shape']}",

@@ -58,22 +58,19 @@ def run(
 ) -> Sequence[Tensor]:
     """``y``, new and recorded states of a sequence, or of one timestep, directly."""
     if any(by.plan.flags):
-        with SAVING:
+        SAVING.now = not single
+        try:
             fused: Sequence[Tensor] = _Fused.apply(by, single, aside, x, *states, *parameters)
+        finally:
+            SAVING.now = False
         return fused
     return by.plan.forward(x, states, parameters, aside, single)
 
 
 class _Saving(threading.local):
-    """Within it, what autograd saves in this thread is asked for once in a backward pass."""
+    """Whether what autograd saves in this thread will be asked for once in a backward pass."""
 
     now = False
-
-    def __enter__(self) -> None:
-        self.now = True
-
-    def __exit__(self, *_: object) -> None:
-        self.now = False
 
 
 SAVING = _Saving()
