@@ -9,10 +9,10 @@ while ``recorder`` and ``trace`` make step → graph. ``kernel`` says what one d
 ``cpp`` and ``triton`` render it, with ``naming``; ``launch``, ``build``, ``native`` and
 ``triton_launch`` make it run; ``targets`` is the one registry of these languages. ``memory`` and
 ``segments`` help ``program`` to give it tensors; ``definition`` is the step again for second
-derivatives;
-``operators`` runs it in autograd, and ``serving`` answers requests. ``scan``, with
-``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs summed over many states, and
-``recurrence`` for a part of a layer.
+derivatives; ``operators`` runs it in autograd, where ``last_use`` says whose memory is free, and
+``serving`` answers requests. ``spikes`` makes bits of tensors, ``events`` a product of those that
+are not zero. ``scan``, with ``scan_kernel``, ``cpp_scan`` and ``triton_scan``, does it for outputs
+summed over many states, and ``recurrence`` for a part of a layer.
 """
 
 from __future__ import annotations
