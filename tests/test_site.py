@@ -207,8 +207,8 @@ def test_a_diagram_shows_every_state_and_decay(kind: type[tt.Layer]) -> None:
 # names whose docstring cites nothing, by the reason; every other one says its source
 UNSOURCED = {
     "keeps, hands on or counts what others compute: this library's own bookkeeping": {
-        "tracetorch": "Constraint IncompatibleStates Layer Model ParameterCount Recording Row"
-        " Summary check_unroll load_checkpoint named_layers record save_checkpoint",
+        "tracetorch": "Constraint Functional IncompatibleStates Layer Model ParameterCount"
+        " Recording Row Summary check_unroll load_checkpoint named_layers record save_checkpoint",
         "tracetorch.backends": "READY chosen empty_cache select status use",
         "tracetorch.engine": "Scan transformed",
         "tracetorch.measures": "Count EnergyConstants Intervals Operations",
