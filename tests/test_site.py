@@ -208,7 +208,8 @@ def test_a_diagram_shows_every_state_and_decay(kind: type[tt.Layer]) -> None:
 UNSOURCED = {
     "keeps, hands on or counts what others compute: this library's own bookkeeping": {
         "tracetorch": "Constraint Functional IncompatibleStates Layer Model ParameterCount"
-        " Recording Row Summary check_unroll load_checkpoint named_layers record save_checkpoint",
+        " Recording Row Summary check_unroll checkpoint_values load_checkpoint named_layers record"
+        " save_checkpoint",
         "tracetorch.backends": "READY chosen empty_cache select status use",
         "tracetorch.engine": "Scan transformed",
         "tracetorch.measures": "Count EnergyConstants Intervals Operations",

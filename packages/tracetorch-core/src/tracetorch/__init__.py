@@ -12,7 +12,7 @@ __path__ = extend_path(__path__, __name__)
 
 from tracetorch import backends, constraints
 from tracetorch.backends import BackendError
-from tracetorch.checkpoints import load_checkpoint, save_checkpoint
+from tracetorch.checkpoints import checkpoint_values, load_checkpoint, save_checkpoint
 from tracetorch.constraints import Constraint
 from tracetorch.errors import (
     CheckpointError,
@@ -69,6 +69,7 @@ __all__ = [
     "Summary",
     "backends",
     "check_unroll",
+    "checkpoint_values",
     "constraints",
     "functional",
     "load_checkpoint",
