@@ -238,8 +238,8 @@ def accepted(
         raise StateError(
             layer,
             f"states do not match: unknown {misfits.unexpected}, missing {misfits.missing}; "
-            f"give None for a state that is not created yet, or pass strict=False to take what "
-            f"fits by name",
+            f"pass strict=False to take what fits by name, or give None for a state that is not "
+            f"created yet",
         )
     found: States = dict(own)
     for name in states.keys() & own.keys():

@@ -118,8 +118,8 @@ class StatesOfLayers(Boundary):
             raise StateError(
                 self,
                 f"states do not match the model: unknown {misfits.unexpected}, "
-                f"missing {misfits.missing}; give None for a state that is not created yet, or "
-                f"pass strict=False to take those that fit by name",
+                f"missing {misfits.missing}; pass strict=False to take those that fit by name, or "
+                f"give None for a state that is not created yet",
             )
 
         def put(name: str, layer: Layer) -> None:
