@@ -197,4 +197,4 @@ def convolution_with_silu(states: Any, x: Tensor, p: Any) -> tuple[Mapping[str, 
     window = [*states, x]
     *weights, bias = p
     y = _convolved(window, weights, bias)
-    return dict(zip(states._fields, window[1:], strict=True)), y * torch.sigmoid(y)
+    return dict(zip(states._asdict(), window[1:], strict=True)), y * torch.sigmoid(y)

@@ -361,10 +361,11 @@ def _without_feedback(layer: LeakyIntegrator, p: Any) -> Iterator[LeakyIntegrato
     plain = _plain.get(layer)
     if plain is None or type(plain) is not type(layer):
         plain = _plain[layer] = _declared_alike(layer)
-    held, modules, buffers = vars(plain), plain._modules, plain._buffers
+    held, now = vars(plain), vars(layer)
     own = {name: held[name] for name in ("tt", "dim", "_parameters", "_buffers", "_modules")}
-    held.update({**vars(layer), **own, "feedback": None})
-    modules.update({name: part for name, part in layer._modules.items() if name != "feedback"})
+    modules, buffers = own["_modules"], own["_buffers"]
+    held.update({**now, **own, "feedback": None})
+    modules.update({name: part for name, part in now["_modules"].items() if name != "feedback"})
     buffers.update(p._asdict())
     try:
         with restoring([plain]):  # it is called where the layer may be
