@@ -147,8 +147,8 @@ def goes_by_events(module: nn.Linear, x: Tensor) -> bool:
     weight, bias = held.get("weight"), held.get("bias", _MISSING)
     if weight is None or type(module) is not nn.Linear or not _fits(x, weight, bias):
         return False
-    inputs = weight.shape[1]
-    return int(x.count_nonzero()) <= events.most(x.numel() // inputs, inputs)
+    outputs, inputs = weight.shape
+    return int(x.count_nonzero()) <= events.most(x.numel() // inputs, inputs, outputs)
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

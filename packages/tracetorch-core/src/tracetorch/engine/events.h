@@ -12,13 +12,13 @@ enum { BYTES = 16, VECTORS = 8 };
 // cache meanwhile, inputs that are looked through at a time, events before which a row is asked for
 enum { PANEL = 64, ROWS = (512 << 10) / (BYTES * VECTORS), LOOKED_AT = 1 << 18, AHEAD = 2 };
 // additions below which other threads take longer to wake than the work takes
-enum { ALONE = 1 << 20 };
+enum { ALONE = 3 << 20 };
 enum { BATCH, INPUTS, OUTPUTS, MOST, SAMPLES, SPLITS, SIZES };
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
-// Whether at most so many of the values are not zero.
+// How many of the values are not zero; where they are more than `most`, only that.
 template <typename real> static int64_t counted(const real *x, int64_t size, int64_t most) {
     int64_t count = 0;
     for (int64_t first = 0; first < size && count <= most; first += 4096) {

@@ -23,12 +23,16 @@ ENTRIES = {torch.float32: "run_float", torch.float64: "run_double"}
 SMALLEST, NARROWEST = 1 << 16, 32
 # up to so many samples, up to what share of inputs events are faster; and with more samples
 _SHARES, _SHARE = ((4, 0.7), (16, 0.55)), 0.4
+# up to so many weights, which lie in a cache, a few samples are always faster
+_FEW, _CACHED = 4, 1 << 22
 
 _pack, _pack_sizes = struct.Struct("4P").pack, struct.Struct("4q").pack
 
 
-def most(samples: int, inputs: int) -> int:
+def most(samples: int, inputs: int, outputs: int) -> int:
     """Up to how many inputs that are not zero a product goes by events."""
+    if samples <= _FEW and inputs * outputs <= _CACHED:
+        return samples * inputs
     share = next((share for up_to, share in _SHARES if samples <= up_to), _SHARE)
     return int(share * samples * inputs)
 
@@ -57,7 +61,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     pointers = _pack(
         x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     )
-    given = _pack_sizes(samples, inputs, outputs, most(samples, inputs))
+    given = _pack_sizes(samples, inputs, outputs, most(samples, inputs, outputs))
     return y if _kernel(x.dtype)(pointers, given, torch.get_num_threads()) else None
 
 
