@@ -109,7 +109,7 @@ def _unroll(rng: random.Random, batch: int, training: bool, flags: frozenset[str
     steps = rng.choice((1, 2, 3, 5, 8, 13))
     given: dict[str, Any] = {"T": steps, "B": batch, "seed": rng.randrange(10**6)}
     # samples that have ended go on within a chunk, and others may look at them
-    if rng.random() < 0.3 and blocks.BATCH not in flags:
+    if rng.random() < 0.3 and not flags & {blocks.BATCH, blocks.MODES}:
         given["lengths"] = [rng.randint(0, steps) for _ in range(batch)]
     if rng.random() < 0.3:
         given["chunk_size"] = rng.randint(1, steps + 1)
