@@ -443,7 +443,12 @@ def call_jit(side: Side, T: int, B: int, seed: int) -> Any:
         _fresh(side)
         run = side.model
         if not side.eager:
-            run = torch.jit.trace(side.model, (x[0],), check_trace=False, strict=False)
+            try:
+                run = torch.jit.trace(side.model, (x[0],), check_trace=False, strict=False)
+            except RuntimeError as error:
+                if "Tracer cannot infer type" in str(error):  # of what forward returns
+                    raise Over from None
+                raise
             _fresh(side)
         y = run(x[0])
         _fresh(side)
