@@ -103,6 +103,35 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Random programs and faults until the time is over: `-- --minutes 60 --seed 0`."""
+    sync(session)
+    session.run("python", "tests/soak", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Lines and branches of core under its own tests; fails under 95 %."""
+    sync(session)
+    session.install("coverage>=7.10")
+    settings = "packages/tracetorch-core/coverage.ini"
+    data = str(Path(session.create_tmp()).resolve() / "data")
+    env = {"OMP_NUM_THREADS": "1", "COVERAGE_FILE": data, "COVERAGE_RCFILE": settings}
+    session.run("coverage", "erase", env=env)
+    tests = ("-m", "pytest", "-q", "-n", "auto", "packages/tracetorch-core/tests")
+    session.run("coverage", "run", *tests, *session.posargs, env=env)
+    session.run("coverage", "combine", "-q", env=env)
+    session.run("coverage", "report", "--fail-under=95", env=env)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Small changes of the source, a sample: `-- --count 100 --seed 0`."""
+    sync(session)
+    session.run("python", "tests/soak/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def cuda(session: nox.Session) -> None:
     """The tests marked `cuda`, where there is a GPU."""
     sync(session)
