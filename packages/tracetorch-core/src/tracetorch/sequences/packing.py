@@ -47,10 +47,11 @@ def packing(model: nn.Module, x: Tensor) -> Iterator[None]:
     ):
         yield
         return
-    standing = {_address(tensor) for tensor in (x, *model.parameters(), *model.buffers())}
+    everything = (x, *model.parameters(), *model.buffers())
+    standing = {_address(tensor) for tensor in everything if _plain(tensor)}
 
     def pack(tensor: Tensor) -> Any:
-        if tensor.layout is not torch.strided or _address(tensor) in standing:
+        if not _plain(tensor) or _address(tensor) in standing:
             return tensor
         spikes = packed(tensor)
         if spikes is None and SAVING.now:
@@ -65,6 +66,11 @@ def _unpack(saved: Any) -> Any:
     if isinstance(saved, Spikes):
         return saved.unpacked()
     return saved.given() if isinstance(saved, _Lent) else saved
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether it has memory of its own, and that is all."""
+    return type(tensor) in mode.PLAIN and tensor.layout is torch.strided
 
 
 def _address(tensor: Tensor) -> int:
