@@ -176,6 +176,22 @@ def test_a_sample_ends_at_its_own_length(data: st.DataObject) -> None:
     same(measured(net(), x, before, unrolled), measured(net(), x, before, each_alone))
 
 
+def test_a_forward_that_mixes_samples_sees_those_that_have_ended_stand_still() -> None:
+    class Centred(Holder):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x)
+            return y - y.mean(0)
+
+    x, lengths = torch.randn(7, 3, 2).double(), torch.tensor([2, 5, 7])
+    resets = torch.rand(7, 3) < 0.3
+    found = []
+    for size in (None, 1):
+        model = Centred(Trace(2), Trace(2)).double()
+        y = model.unroll(x, lengths=lengths, resets=resets, chunk_size=size)
+        found.append([y, *model.get_states().values()])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_of_length_zero_everything_stands_still() -> None:
     model, x = net(), torch.randn(4, 2, 3).double()
     y = model.unroll(x, lengths=torch.zeros(2, dtype=torch.int64))

@@ -69,7 +69,7 @@ def unrolled(model: Any, x: Tensor, options: Options) -> Any:
         if len(bounds) == 2:
             outputs = next(chunks)
         elif run.plain:
-            outputs = mapped(lambda *parts: torch.cat(parts), *chunks)
+            outputs = mapped(_joined, *chunks)
         else:
             outputs = assembled(chunks, len(steps))
         return mapped(lambda output: _timed(output, options.time_dim), outputs)
@@ -185,7 +185,14 @@ class _Run:
         if active is None:
             return self._timesteps(steps, resets)
         before = standing(self._model)
-        if torch.compiler.is_compiling() or not active.all():
+        ended = torch.compiler.is_compiling() or not active.all()
+        if ended and self.why is not None and len(steps) > 1:
+            # a forward that mixes samples would see those go on that have ended
+            each = [slice(t, t + 1) for t in range(len(steps))]
+            masks = [None if resets is None else resets[t] for t in each]
+            parts = (self._chunk(steps[t], active, m) for t, m in zip(each, masks, strict=True))
+            return mapped(_joined, *parts)
+        if ended:
             # what pads a sequence may be no number, and would make every gradient none
             steps = torch.where(
                 _over(active, steps) | steps.isfinite(), steps, torch.zeros_like(steps)
@@ -306,6 +313,10 @@ def _checked_sequence(x: object, time_dim: int) -> Tensor:
             f"got the shape {list(x.shape)}"
         )
     return x.movedim(time_dim, 0)
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
 
 
 def _timed(outputs: Tensor, time_dim: int) -> Tensor:
