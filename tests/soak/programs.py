@@ -108,8 +108,8 @@ def program(seed: int) -> Program:
 def _unroll(rng: random.Random, batch: int, training: bool, flags: frozenset[str]) -> Call:
     steps = rng.choice((1, 2, 3, 5, 8, 13))
     given: dict[str, Any] = {"T": steps, "B": batch, "seed": rng.randrange(10**6)}
-    # samples that have ended go on within a chunk, and others may look at them
-    if rng.random() < 0.3 and not flags & {blocks.BATCH, blocks.MODES}:
+    # batch statistics over folded timesteps include samples that have ended
+    if rng.random() < 0.3 and blocks.MODES not in flags:
         given["lengths"] = [rng.randint(0, steps) for _ in range(batch)]
     if rng.random() < 0.3:
         given["chunk_size"] = rng.randint(1, steps + 1)
