@@ -593,3 +593,25 @@ def test_what_forward_returns_must_be_tensors(output: Any, got: str) -> None:
     with pytest.raises(TypeError, match=f"^unroll: forward of Returning must .*, got {got}$"):
         model.unroll(torch.ones(4, 2, 3))
     assert model.get_states() == {}
+
+
+def test_modules_whose_sizes_come_with_the_first_timestep() -> None:
+    class Sized(Holder):
+        def __init__(self) -> None:
+            super().__init__(Trace(2))
+            self.linear = nn.LazyLinear(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(self.linear(x))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Sized(), torch.randn(5, 3, 4)
+    first = model.unroll(x)
+    stepped = Sized()
+    stepped(x[0])
+    stepped.load_state_dict(model.state_dict())
+    stepped.zero_states()
+    torch.testing.assert_close(first, torch.stack([stepped(x_t) for x_t in x]))
+    model.zero_states()
+    torch.testing.assert_close(model.unroll(x, fold=True), first)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from tracetorch.layer import Layer
 from tracetorch.modules import HOOKS, gathers, hooked, hooked_everywhere
@@ -67,7 +68,7 @@ class Glance:
                 {} if isinstance(module, _NormBase) else module._buffers,
             )
             for name, tensor in held.items()
-            if tensor is not None and not tensor.is_inference()
+            if tensor is not None and not is_lazy(tensor) and not tensor.is_inference()
         ]
 
     def holds(self) -> bool:
