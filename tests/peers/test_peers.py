@@ -93,17 +93,6 @@ SURROGATES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Double precision throughout, also where a peer casts its spikes to single."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def names() -> Callable[[str], Values]:
     """What the page defines, up to and with a peer's own section."""

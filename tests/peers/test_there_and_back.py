@@ -22,17 +22,6 @@ STEPS, BATCH = 100, 16
 ROUNDED = {"rtol": 1e-9, "atol": 1e-12}
 
 
-@pytest.fixture(autouse=True)
-def _double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Double precision throughout, also where a peer casts its spikes or weights to single."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The page's blocks, one after the other; files are written to a folder of the test."""

@@ -151,18 +151,19 @@ def _unpack_pt(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _unpack_unsealed(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    unfit = (
+        "does not end with the SHA-256 of its content: it is truncated, damaged or no state "
+        "file (weights are for load_state_dict())"
+    )
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         manifest, digest = content["tracetorch"], content["sha256"]
         tensors = _contiguous(content["tensors"])
         intact = digest == _digest(manifest, tensors)
     except Exception:  # whatever a reader raises on what is no file of ours
-        intact = False
+        raise _Unfit(unfit) from None
     if not intact:
-        raise _Unfit(
-            "does not end with the SHA-256 of its content: it is truncated, damaged or no state "
-            "file (weights are for load_state_dict())"
-        )
+        raise _Unfit(unfit)
     return _said(manifest), tensors
 
 

@@ -88,7 +88,7 @@ class _Observed(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
         saved = ctx.saved_tensors
         ctx.seen.append(_owners(saved))
-        return None, gradient
+        return None, gradients[0]

@@ -270,7 +270,9 @@ class LeakyIntegrator(Layer):
         return new, out
 
     @property
-    def sequence(self) -> Callable[..., tuple[Mapping[str, Tensor], Tensor] | None]:  # type: ignore[override]
+    def sequence(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+    ) -> Callable[..., tuple[Mapping[str, Tensor], Tensor] | None]:
         """A way of its own where there is a feedback; else that of every layer, a kernel."""
         fed_back = self.firing is not None and self.feedback is not None
         return self._sequence_fed_back if fed_back else super().sequence
