@@ -211,7 +211,7 @@ UNSOURCED = {
         " Recording Row Summary check_unroll checkpoint_values load_checkpoint named_layers record"
         " save_checkpoint",
         "tracetorch.backends": "READY chosen empty_cache select status use",
-        "tracetorch.engine": "Scan transformed",
+        "tracetorch.engine": "Recurrence Scan transformed",
         "tracetorch.measures": "Count EnergyConstants Intervals Operations",
         "tracetorch.rnn": "LAYERS",
         "tracetorch.snn": "Fired Firing LAYERS",
@@ -222,8 +222,8 @@ UNSOURCED = {
         "tracetorch.testing": "PROPERTIES StateSpace Trace check_layer compiling_is_exact"
         " copies_keep_states detaching_cuts_the_graph dim_is_a_layout gradients_match_differences"
         " masks_restart_samples misfits_are_refused precision_is_kept recording_is_of_the_steps"
-        " samples_are_independent states_follow_the_module states_round_trip step_equals_unroll"
-        " zeroing_restarts",
+        " resets_are_masks samples_are_independent states_follow_the_module states_round_trip"
+        " step_equals_unroll zeroing_restarts",
     },
     "shows values as they are": {
         "tracetorch.plot": "activity animate distributions feature_maps heatmap network rates"

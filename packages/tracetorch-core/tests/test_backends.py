@@ -360,10 +360,12 @@ def test_compiled_graphs_hold_the_operator_and_opcheck_passes() -> None:
     like = torch.randn(2, 4).double()
     states = [like.clone().requires_grad_() for _ in range(2)]
     parameters = [torch.rand(shape).double().requires_grad_() for shape in ((4,), (), (4,))]
-    torch.library.opcheck(
-        torch.ops.tracetorch.unroll.default,
-        (x.requires_grad_(), states, parameters, None, name, [True] * 6),
-    )
+    resets = (torch.rand(9, 2) < 0.3).to(torch.uint8)
+    for aside in ([None, None], [None, resets]):
+        torch.library.opcheck(
+            torch.ops.tracetorch.unroll.default,
+            (x.requires_grad_(), states, parameters, aside, name, [True] * 6),
+        )
 
 
 # ------------------------------------------------------------------ what kernels must not touch

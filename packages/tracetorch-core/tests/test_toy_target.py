@@ -10,6 +10,7 @@ import pytest
 import torch
 import tracetorch as tt
 from torch import Tensor
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.graph import CONST, INPUT, Node, ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.launch import BuildError, Launch
@@ -80,6 +81,7 @@ def _forward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
     fixed, states = _parameters(kernel, at, sizes), _states(kernel, at, lanes, "{}")
     x, y = (at[label].reshape(steps, lanes) for label in ("x", "y"))
     for t in range(steps):
+        states = {name: _restarted(at, sizes, t, state) for name, state in states.items()}
         for name in kernel.remembered:
             if t % kernel.period == 0 and at[f"kept {name}"] is not None:
                 at[f"kept {name}"].reshape(-1, lanes)[t // kernel.period] = states[name]
@@ -93,7 +95,7 @@ def _forward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
 
 
 def _backward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
-    steps, lanes, neurons, inner, *ranks = sizes
+    steps, lanes, neurons, inner, *ranks, _ = sizes
     fixed, grads = _parameters(kernel, at, sizes), _states(kernel, at, lanes, "grad new {}")
     x, kept = at["x"].reshape(steps, lanes), kernel.remembered
     none = np.zeros((steps, lanes), x.dtype)
@@ -105,7 +107,8 @@ def _backward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
         past, span = [{**idle, **begun}], range(first, min(first + kernel.period, steps))
         for t in span[:-1]:
             new = code["forward"]({**fixed, **past[-1], "x": x[t]})
-            past.append({name: new[f"new {name}"] for name in kernel.traced.states})
+            then = {name: new[f"new {name}"] for name in kernel.traced.states}
+            past.append({n: _restarted(at, sizes, t + 1, state) for n, state in then.items()})
         for t, old in zip(reversed(span), reversed(past), strict=True):
             for name in kernel.recorded:
                 if at[f"grad every {name}"] is not None:
@@ -113,6 +116,7 @@ def _backward(kernel: Kernel, code: Any, at: Any, sizes: Sequence[int]) -> None:
             given = {f"grad new {name}": grad for name, grad in grads.items()}
             found = code["backward"]({**fixed, **old, **given, "x": x[t], "grad y": grad_y[t]})
             grads = {name: found.get(f"grad {name}", none[0]) for name in grads}
+            grads = {name: _restarted(at, sizes, t, grad) for name, grad in grads.items()}
             if "grad x" in kernel.wanted:
                 at["grad x"].reshape(steps, lanes)[t] = found["grad x"]
             for name in sums:
@@ -133,8 +137,16 @@ def _states(kernel: Kernel, at: Any, lanes: int, label: str) -> dict[str, Any]:
     return {n: np.zeros(lanes, kind) if s is None else s.reshape(lanes) for n, s in found.items()}
 
 
+def _restarted(at: Any, sizes: Sequence[int], t: int, values: Any) -> Any:
+    """Zeros in the lanes of samples that restart before a timestep."""
+    if at[RESETS] is None:
+        return values
+    flags = np.repeat(at[RESETS].reshape(sizes[0], -1)[t], sizes[-1])
+    return np.where(flags != 0, 0, values).astype(values.dtype)
+
+
 def _parameters(kernel: Kernel, at: Any, sizes: Sequence[int]) -> dict[str, Any]:
-    _, lanes, neurons, inner, *ranks = sizes
+    _, lanes, neurons, inner, *ranks, _ = sizes
     neuron = np.arange(lanes) // inner % neurons
     names = zip(kernel.traced.parameters, ranks, strict=True)
     return {name: at[name].reshape(-1)[neuron * rank] for name, rank in names}

@@ -21,6 +21,7 @@ from tracetorch.calls import subject_of
 from tracetorch.choice import choosing
 from tracetorch.engine import ops, targets, triton, triton_scan
 from tracetorch.engine import triton_launch as launch
+from tracetorch.engine.aside import RESETS
 from tracetorch.engine.graph import ordered
 from tracetorch.engine.kernel import Kernel
 from tracetorch.engine.program import Program
@@ -176,6 +177,7 @@ def test_everything_is_every_row() -> None:
 
 SHORT = {
     "float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16", "int64": "i64",
+    "uint8": "u8",
 }  # fmt: skip
 
 
@@ -188,12 +190,11 @@ def compiled(kernel: Kernel | ScanKernel, *absent: str) -> Any:
     function, names = launch.function_of(kernel), launch.function_of(kernel).arg_names
     if isinstance(kernel, ScanKernel):
         labels = [*kernel.pointers, *triton_scan.scratch(kernel)]
-        kinds = [kernel.real] * len(labels)
         blocks = {"BLOCK_D": 32, "BLOCK_N": 16}
     else:
         labels = [*kernel.pointers, *triton.scratch(kernel)]
-        kinds = [kernel.type_of(label) for label in labels]
         blocks = {"BLOCK": 64}
+    kinds = [kernel.type_of(label) for label in labels]
     types = {
         name: "*" + SHORT[str(kind).removeprefix("torch.")]
         for name, label, kind in zip(names, labels, kinds, strict=False) if label not in absent
@@ -227,7 +228,7 @@ def test_every_row_compiles_for_a_gpu(real: torch.dtype, backward: bool) -> None
 
 @needs_triton
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.parametrize("absent", [(), ("grad y",), ("grad new mem", "grad new raised")])
+@pytest.mark.parametrize("absent", [(), ("grad y", RESETS), ("grad new mem", "grad new raised")])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 def test_null_cotangents_and_short_types_compile_for_a_gpu(
     stored: torch.dtype, absent: tuple[str, ...]

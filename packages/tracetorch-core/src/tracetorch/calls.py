@@ -199,7 +199,7 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
 
     A method that cannot restart samples goes from restart to restart.
     """
-    if resets is None or _restarts(type(layer).sequence):
+    if resets is None or _restarts(layer.sequence.__func__):
         return _sequence(layer, x, resets)
     if torch.compiler.is_compiling():  # where they are, a graph cannot depend on
         return None

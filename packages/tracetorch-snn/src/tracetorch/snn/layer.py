@@ -29,7 +29,7 @@ from tracetorch.snn.quantizers import round as rounding
 from tracetorch.snn.resets import Reset
 from tracetorch.snn.surrogates import Surrogate, sigmoid
 from tracetorch.snn.traces import DUAL, SINGLE, Polarity, halves, leak, named
-from tracetorch.states import moved
+from tracetorch.states import moved, restarted
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -278,7 +278,7 @@ class LeakyIntegrator(Layer):
         return self._sequence_fed_back if fed_back else super().sequence
 
     def _sequence_fed_back(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """Timestep after timestep, each the feedback and a kernel, with nothing else around it."""
         if RANDOM in self.tt.states or torch.compiler.is_compiling():
@@ -286,7 +286,10 @@ class LeakyIntegrator(Layer):
         out, outs = states.prev_output, []
         with _without_feedback(self, p) as plain:
             plain.tt.states = {name: getattr(states, name) for name in plain.tt.states}
-            for now in x.contiguous().unbind():
+            for t, now in enumerate(x.contiguous().unbind()):
+                if resets is not None and bool(resets[t].any()):
+                    plain.zero_states(resets[t])
+                    out = restarted(out, resets[t])
                 out = plain.forward(now + self._fed_back(out, now))
                 outs.append(out)
             return {**plain.tt.states, "prev_output": out}, torch.stack(outs)
