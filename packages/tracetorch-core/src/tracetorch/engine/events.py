@@ -22,7 +22,7 @@ ENTRIES = {torch.float32: "run_float", torch.float64: "run_double"}
 # weights below which a call costs more than it saves, and outputs below which rows are too short
 SMALLEST, NARROWEST = 1 << 16, 32
 # up to so many samples, up to what share of inputs events are faster; and with more samples
-_SHARES, _SHARE = ((4, 0.7), (16, 0.55)), 0.4
+_SHARES, _SHARE = ((4, 0.7), (16, 0.45)), 0.4
 # up to so many weights, which lie in a cache, a few samples are always faster
 _FEW, _CACHED = 4, 1 << 22
 
