@@ -104,7 +104,7 @@ class Functional(nn.Module):
         Args:
             states: as for one timestep: those before the first.
             x: ``[T, B, …]``.
-            options: those of ``tt.Model.unroll``; a ``tt.Layer`` has none.
+            options: those of ``tt.Model.unroll``; a ``tt.Layer`` has ``resets`` alone.
 
         Returns:
             The outputs, and the states after the last timestep by name.
