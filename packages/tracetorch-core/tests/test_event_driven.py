@@ -591,3 +591,13 @@ def test_the_summary_says_which_modules_went_by_events() -> None:
         assert {row.name: row.path for row in net.summary(x + 1).rows}["fc"] == "dense"
         net.TTdecompile()
         assert {row.name: row.path for row in net.summary(x).rows}["fc"] == ""
+
+
+@pytest.mark.parametrize("bias", [torch.ones(1), torch.tensor(0.5)])
+def test_a_bias_that_is_broadcast_is_left_to_torch(bias: Tensor) -> None:
+    model, x = Alone(nn.Linear(300, 300)).eval(), spikes(2, 300, rate=0.05)
+    model.fc.bias = nn.Parameter(bias)
+    with torch.no_grad():
+        expected = model(x)
+        model.TTcompile(events=True)
+        torch.testing.assert_close(model(x), expected)

@@ -271,3 +271,26 @@ def test_the_module_of_conversions_is_one_still() -> None:
     assert listed == own
     for name in own:
         assert getattr(CallableModule, name) is getattr(tt.functional, name)
+
+
+def test_a_layer_that_comes_later_is_part_of_the_function() -> None:
+    net, x = Net(), sequence()[0]
+    step = tt.functional(net)
+    before = step.initial_states(x)
+    net.added = Trace(3)
+    with pytest.raises(tt.StateError, match=r"missing \['added\.mem'\]"):
+        step(before, x)
+
+
+def test_a_model_that_holds_a_function_of_another_is_folded() -> None:
+    class Outer(tt.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.linear = Trace(4), nn.Linear(4, 4)
+            self.step = tt.functional(Trace(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.linear(self.inner(x))
+            return y
+
+    Outer().unroll(torch.rand(5, 2, 4), fold=True)

@@ -258,3 +258,29 @@ def test_it_is_true_or_false(value: Any) -> None:
     ):
         net.unroll(sample(), pack_spikes=value)
     assert net.get_states() == {}
+
+
+@pytest.mark.parametrize("what", ["input", "weight", "between"])
+def test_what_is_written_into_is_still_noticed(what: str) -> None:
+    class Net(tt.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.trace = testing.Trace(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.sigmoid(self.trace(self.into(x)))
+            y: Tensor = self.out(z)
+            if what == "between":
+                z.mul_(0.5)
+            return y
+
+    model, x = Net(), torch.rand(20, 4, 8)
+    y = model.unroll(x, pack_spikes=True)
+    if what == "input":
+        x.zero_()
+    elif what == "weight":
+        with torch.no_grad():
+            model.out.weight.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

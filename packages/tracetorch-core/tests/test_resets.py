@@ -316,3 +316,40 @@ def test_misfits_are_refused_and_change_nothing(what: str) -> None:
 def test_an_unbatched_sequence_takes_no_resets() -> None:
     with pytest.raises(tt.StateError, match="takes no resets; add a batch dimension"):
         Trace(3).unroll(torch.ones(5, 3), torch.zeros(5, 3).bool())
+
+
+class Resting(Trace):
+    """Restarts at a membrane of 1."""
+
+    def zero_states(self, mask: Tensor | None = None) -> None:
+        super().zero_states(mask)
+        if mask is not None and self.tt.states["mem"] is not None:
+            self.set_states({"mem": self.mem + mask[:, None] * 1.0})
+
+
+class OneArgument(Trace):
+    def unroll(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().unroll(x)
+
+
+def test_a_zero_states_of_ones_own_restarts() -> None:
+    resets = torch.tensor([[False], [True], [False]])
+    for run in (Resting(1, beta=0.5).unroll, OneLayer(Resting(1, beta=0.5)).unroll):
+        assert run(torch.zeros(3, 1, 1), resets=resets).flatten().tolist() == [0.0, 0.5, 0.25]
+
+    class Counted(OneLayer):
+        calls = 0
+
+        def zero_states(self, mask: Tensor | None = None) -> None:
+            super().zero_states(mask)
+            type(self).calls += mask is not None
+
+    Counted(Trace(1)).unroll(torch.zeros(3, 1, 1), resets=resets)
+    assert Counted.calls == 1
+
+
+def test_an_unroll_that_knows_no_resets_serves_where_there_are_none() -> None:
+    model, x = OneLayer(OneArgument(2)), torch.rand(5, 3, 2)
+    y = model.unroll(x, fold=True)
+    model.zero_states()
+    torch.testing.assert_close(y, torch.stack([model(x_t) for x_t in x]))

@@ -85,3 +85,9 @@ def test_pieces_are_those_that_torch_packs(steps: int, batch: int, rate: float, 
     assert torch.equal(numbers.flatten()[cut.order][cut.back], numbers.flatten())
     for sample in range(batch):
         assert int(cut.samples[cut.last[sample]]) == sample
+
+
+@pytest.mark.parametrize("kind", [rnn.SimpleRNN, rnn.LSTM, rnn.GRU])
+def test_no_samples_restart_as_well(kind: type) -> None:
+    y = kind(4, 5).unroll(torch.rand(6, 0, 4), torch.zeros(6, 0, dtype=torch.bool))
+    assert y.shape == (6, 0, 5)

@@ -23,7 +23,7 @@ from tracetorch.engine import serving
 from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
 from tracetorch.errors import StateError, not_dense
-from tracetorch.layer_states import fitted_resets, standing
+from tracetorch.layer_states import Stateful, fitted_resets, standing
 from tracetorch.modules import hooked
 from tracetorch.passage import refuse_strangers
 from tracetorch.randomness import RANDOM, after
@@ -174,6 +174,8 @@ def _at_once(
     if chosen() == EAGER or mode.transformed():
         return None
     why = peculiar(layer)
+    if why is None and resets is not None and type(layer).zero_states is not Stateful.zero_states:
+        why = Reason(Unfused.OWN, (type(layer).__name__, "zero_states"))
     if why is not None:
         cannot(layer, why)
         return None

@@ -172,7 +172,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         weight.stride() == (1, outputs)
         and x.shape[-1:] == (inputs,)
         and x.numel()
-        and (bias is None or _ordinary(bias, kind))
+        and (bias is None or _ordinary(bias, kind, outputs))
     ):
         return False
     return not (
@@ -184,8 +184,14 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _ordinary(bias: Tensor, dtype: torch.dtype) -> bool:
-    return type(bias) in mode.PLAIN and bias.dtype is dtype and bias.is_cpu and bias.is_contiguous()
+def _ordinary(bias: Tensor, dtype: torch.dtype, outputs: int) -> bool:
+    return (
+        type(bias) in mode.PLAIN
+        and bias.shape == (outputs,)
+        and bias.dtype is dtype
+        and bias.is_cpu
+        and bias.is_contiguous()
+    )
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:

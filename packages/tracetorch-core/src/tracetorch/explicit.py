@@ -24,11 +24,13 @@ from tracetorch.model import Model
 from tracetorch.modules import Bookkeeping
 from tracetorch.randomness import RANDOM
 from tracetorch.recomputation import recomputing, restoring
+from tracetorch.sequences.glance import Glance
 from tracetorch.sequences.recomputing import normalizations, statistics_kept
 from tracetorch.states import checked_states, compared
 from tracetorch.walk import named_layers
 
 Stepped = tuple[Any, States]
+Owners = dict[str, tuple[Layer, str]]
 
 
 class Functional(nn.Module):
@@ -75,7 +77,8 @@ class Functional(nn.Module):
                 f"contains layers, got {model!r}"
             )
         self.model = model
-        self.tt = _Parts(model)
+        self.tt = _Found()
+        self.tt.parts(model)
 
     def forward(
         self, states: Mapping[str, Tensor | None], x: Any
@@ -135,17 +138,17 @@ class Functional(nn.Module):
         """
         devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers())}
         with torch.no_grad(), left_alone(devices):
-            _, found = self._run(dict.fromkeys(self.tt.owners), lambda: self.model(x))
+            owners = self.tt.parts(self.model).owners
+            _, found = self._run(dict.fromkeys(owners), lambda: self.model(x))
         return {
             name: randomness.new(state.device) if owner == RANDOM else torch.zeros_like(state)
-            for (name, state), (_, owner) in zip(
-                found.items(), self.tt.owners.values(), strict=True
-            )
+            for (name, state), (_, owner) in zip(found.items(), owners.values(), strict=True)
             if state is not None
         }
 
     def _run(self, states: Mapping[str, Tensor | None], call: Callable[[], Any]) -> Stepped:
-        owners, layers = self.tt.owners, self.tt.layers
+        parts = self.tt.parts(self.model)
+        owners, layers = parts.owners, parts.layers
         if checked_states(states).keys() != owners.keys():
             misfits = compared(states.keys(), owners.keys())
             raise StateError(
@@ -157,14 +160,16 @@ class Functional(nn.Module):
         for name, (layer, state) in owners.items():
             given[layer][state] = states[name]
         if torch.compiler.is_compiling():
-            return self._lent(given, call)
-        with _alone(self.model), _again(given), statistics_kept(self.tt.norms):
+            return self._lent(given, owners, call)
+        with _alone(self.model), _again(given), statistics_kept(parts.norms):
             try:
-                return self._lent(given, call)
+                return self._lent(given, owners, call)
             except LayerError as error:
                 raise _told(error, layers) from None
 
-    def _lent(self, given: Mapping[Layer, States], call: Callable[[], Any]) -> Stepped:
+    def _lent(
+        self, given: Mapping[Layer, States], owners: Owners, call: Callable[[], Any]
+    ) -> Stepped:
         """What comes of a call while the layers have these states."""
         before = {layer: layer.tt.states for layer in given}
         put = {layer: accepted(layer, own, strict=True)[0] for layer, own in given.items()}
@@ -172,19 +177,41 @@ class Functional(nn.Module):
             for layer, own in put.items():
                 layer.tt.states = own
             y = call()
-            owners = self.tt.owners.items()
-            return y, {name: layer.tt.states[state] for name, (layer, state) in owners}
+            found = {n: layer.tt.states[state] for n, (layer, state) in owners.items()}
+            return y, found
         finally:
             for layer, own in before.items():
                 layer.tt.states = own
 
 
-class _Parts(Bookkeeping):
-    """What is looked for in a model once: layers, the owners of states by name, norms."""
+class _Found(Bookkeeping):
+    """The parts of a model, looked for again where anything shallow in it has changed."""
+
+    def __init__(self) -> None:
+        self._parts: _Parts | None = None
+
+    def parts(self, model: nn.Module) -> _Parts:
+        """Those of the model, as it is now."""
+        found = self._parts
+        if found is None or not (torch.compiler.is_compiling() or found.glance.holds()):
+            found = self._parts = _Parts(model)
+        return found
+
+    def renewed(self) -> _Found:
+        """Those of a copy are to be looked for."""
+        return _Found()
+
+    def __reduce__(self) -> tuple[type[_Found], tuple[()]]:
+        return _Found, ()
+
+
+class _Parts:
+    """What is looked for in a model: layers, the owners of states by name, norms."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.glance = Glance(model)
         self.layers = dict(named_layers(model))
-        self.owners = {
+        self.owners: Owners = {
             f"{name}.{state}" if name else state: (layer, state)
             for name, layer in self.layers.items()
             for state in layer.tt.states

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import saving
+from tracetorch.calls import standard
 from tracetorch.errors import StateError, located
 from tracetorch.layer import Layer
 from tracetorch.states import IncompatibleStates, checked_states, compared
@@ -25,6 +26,7 @@ class StatesOfLayers(Boundary):
         """
         return named_layers(self)
 
+    @standard
     @located
     def zero_states(self, mask: Tensor | None = None) -> None:
         """Every state back to None; with a mask only the samples where it is true restart.

@@ -45,7 +45,9 @@ def last_use(saved: Sequence[Tensor]) -> bool:
     del memory
     # what hooks have handed out is not held by the graph
     now, alone = _owners(saved), _alone(saved[0]._is_view())
-    return all(count <= most for count, most in zip(now, alone, strict=True))
+    return len(alone) == len(now) and all(
+        count <= most for count, most in zip(now, alone, strict=True)
+    )
 
 
 def _owners(saved: Sequence[Tensor]) -> _Owners:
@@ -75,7 +77,7 @@ def _alone(view: bool) -> _Owners:
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    return seen[0]
+    return seen[0] if seen else ()
 
 
 class _Observed(torch.autograd.Function):

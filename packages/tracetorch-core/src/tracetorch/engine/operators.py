@@ -67,13 +67,14 @@ def run(
     return by.plan.forward(x, states, parameters, aside, single)
 
 
-class _Saving(threading.local):
-    """Whether what autograd saves in this thread will be asked for once in a backward pass."""
+class _Flag(threading.local):
+    """Whether something is going on in this thread."""
 
     now = False
 
 
-SAVING = _Saving()
+# what autograd saves will be asked for once in a backward pass; a backward pass asks for it
+SAVING, TAKING = _Flag(), _Flag()
 
 
 class _Fused(torch.autograd.Function):
@@ -96,8 +97,17 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        found = _gradients(ctx.by, ctx.single, ctx.aside, saved_by(ctx), cotangents)
+        found = _gradients(ctx.by, ctx.single, ctx.aside, _taken(ctx), cotangents)
         return None, None, None, *found
+
+
+def _taken(ctx: Any) -> Sequence[Tensor]:
+    """What a forward pass saved, for good where this is the last to ask."""
+    TAKING.now = True
+    try:
+        return saved_by(ctx)
+    finally:
+        TAKING.now = False
 
 
 def saved_by(ctx: Any) -> Sequence[Tensor]:

@@ -70,7 +70,8 @@ class Fold(Passage):
         steps = self.apart(x)
         layer.tt.passage = self._below[layer]
         with Timesteps(under_way=False):
-            y: Tensor = layer.unroll(steps, self._resets)
+            resets = () if self._resets is None else (self._resets,)
+            y: Tensor = layer.unroll(steps, *resets)
         layer.tt.passage = self._used
         return y.flatten(0, 1)
 

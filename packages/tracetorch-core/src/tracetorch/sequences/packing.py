@@ -13,20 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import mode
-from tracetorch.engine.operators import SAVING
+from tracetorch.engine.operators import SAVING, TAKING
 from tracetorch.engine.spikes import Spikes, packed
 
 
-class _Lent:
-    """What a kernel needs as it is, and asks for once in a backward pass."""
+class _Kept:
+    """A tensor that is kept as it is, or lent to a kernel, which asks for it once.
 
-    def __init__(self, tensor: Tensor) -> None:
+    Torch does not look whether it was written into since, as it does where no hooks are.
+    """
+
+    def __init__(self, tensor: Tensor, lent: bool) -> None:
         self._tensor: Tensor | None = tensor
+        self._lent, self._version = lent, tensor._version
 
     def given(self) -> Tensor | None:
-        """The tensor; given away, so that the kernel may use its memory, the last time."""
+        """The tensor; given away, so that the kernel may use its memory, the last time.
+
+        Raises:
+            RuntimeError: it was written into since.
+        """
         tensor = self._tensor
-        if not mode.graph_kept():
+        if tensor is not None and tensor._version != self._version:
+            raise RuntimeError(
+                f"one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a {tensor.dtype} tensor {list(tensor.shape)} is at version "
+                f"{tensor._version}; expected version {self._version} instead"
+            )
+        if self._lent and TAKING.now and not mode.graph_kept():
             self._tensor = None
         return tensor
 
@@ -52,26 +66,21 @@ def packing(model: nn.Module, x: Tensor) -> Iterator[None]:
 
     def pack(tensor: Tensor) -> Any:
         if not _plain(tensor) or _address(tensor) in standing:
-            return tensor
-        spikes = packed(tensor)
-        if spikes is None and SAVING.now:
-            return _Lent(tensor)
-        return tensor if spikes is None else spikes
+            return _Kept(tensor, lent=False)
+        return packed(tensor) or _Kept(tensor, lent=SAVING.now)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         yield
 
 
 def _unpack(saved: Any) -> Any:
-    if isinstance(saved, Spikes):
-        return saved.unpacked()
-    return saved.given() if isinstance(saved, _Lent) else saved
+    return saved.unpacked() if isinstance(saved, Spikes) else saved.given()
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _plain(tensor: Tensor) -> bool:
     """Whether it has memory of its own, and that is all."""
     return type(tensor) in mode.PLAIN and tensor.layout is torch.strided
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

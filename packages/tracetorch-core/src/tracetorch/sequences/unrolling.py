@@ -143,7 +143,11 @@ class _Run:
         why: Reason | None = None
         if options.fold is False and not self._recompute:
             return Reason(Unfolded.ASKED)
-        if name := self._hooked():
+        own = type(model).zero_states
+        if options.resets is not None and not hasattr(own, "standard"):
+            why = Reason(Unfolded.OWN, (type(model).__name__, "zero_states"))
+            model.tt.tell(model, why)
+        elif name := self._hooked():
             why = Reason(Unfolded.HOOKS, (name,))
             model.tt.tell(model, why)
         elif not options.fold and len(self._steps) > 1:

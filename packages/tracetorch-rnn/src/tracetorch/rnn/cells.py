@@ -149,7 +149,7 @@ def _restarting(
     """
     if x.is_cuda or 2 * int(resets.any(1).sum()) > len(x):
         return _run_pieces(kernel, x, states, weights, pieces(resets))
-    now, ys = [state.reshape(1, x.shape[1], -1) for state in states], []
+    now, ys = [state.reshape(1, x.shape[1], state.shape[-1]) for state in states], []
     starts = {0, *resets.any(1).nonzero().flatten().tolist()}
     for start, stop in itertools.pairwise([*sorted(starts), len(x)]):
         now = [state.masked_fill(resets[start][:, None], 0.0) for state in now]
