@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,7 +28,7 @@ from tracetorch.passage import refuse_strangers
 from tracetorch.randomness import RANDOM, after
 from tracetorch.reasons import Reason, Unfused
 from tracetorch.recomputation import refuse_plain_recomputation
-from tracetorch.states import alike, any_restarts, moved
+from tracetorch.states import alike, any_restarts, between_restarts, moved
 from tracetorch.timestep import (
     answered,
     begun,
@@ -206,8 +205,7 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
     if torch.compiler.is_compiling():  # where they are, a graph cannot depend on
         return None
     before, ys = layer.tt.states, []
-    starts = {0, *resets.any(1).nonzero().flatten().tolist()}
-    for start, stop in itertools.pairwise([*sorted(starts), len(x)]):
+    for start, stop in between_restarts(resets):
         layer.zero_states(resets[start])
         y = _sequence(layer, x[start:stop], None)
         if y is None:

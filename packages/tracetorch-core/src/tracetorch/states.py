@@ -6,6 +6,7 @@ A state has the shape of its layer's input with the layer's own sizes in place o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -132,6 +133,12 @@ def checked_resets(resets: object) -> Tensor:
 def any_restarts(mask: Tensor) -> bool:
     """Whether there is anything to do; a graph that is being made is for any mask."""
     return torch.compiler.is_compiling() or mode.transformed() or bool(mask.any())
+
+
+def between_restarts(resets: Tensor) -> list[tuple[int, int]]:
+    """Where the stretches of a sequence begin and end within which no sample restarts."""
+    starts = {0, *resets.any(1).nonzero().flatten().tolist()}
+    return [*itertools.pairwise([*sorted(starts), len(resets)])]
 
 
 def checked_index(index: object) -> Tensor:

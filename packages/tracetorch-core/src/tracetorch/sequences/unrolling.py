@@ -299,8 +299,7 @@ def _checked(options: Options, steps: Tensor) -> Options:
         value = getattr(options, name)
         if not isinstance(value, bool) and not (name == "fold" and value is None):
             raise TypeError(f"unroll: {name} must be {allowed}, got {value!r}")
-    checked = options._replace(lengths=lengths, detach_every=every, chunk_size=size)
-    return checked._replace(resets=resets)
+    return options._replace(lengths=lengths, resets=resets, detach_every=every, chunk_size=size)
 
 
 def _checked_sequence(x: object, time_dim: int) -> Tensor:

@@ -11,7 +11,6 @@ cuDNN does to ``torch.nn.LSTM`` it does to a sequence here: float32 is rounded t
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from tracetorch import Layer, mode
 from tracetorch.parameters import checked_integer
 from tracetorch.rnn.diagonal import unrounded
 from tracetorch.rnn.restarts import Pieces, pieces
+from tracetorch.states import between_restarts
 
 States = tuple[Tensor, ...]
 Kernel = Callable[..., Any]
@@ -150,8 +150,7 @@ def _restarting(
     if x.is_cuda or 2 * int(resets.any(1).sum()) > len(x):
         return _run_pieces(kernel, x, states, weights, pieces(resets))
     now, ys = [state.reshape(1, x.shape[1], state.shape[-1]) for state in states], []
-    starts = {0, *resets.any(1).nonzero().flatten().tolist()}
-    for start, stop in itertools.pairwise([*sorted(starts), len(x)]):
+    for start, stop in between_restarts(resets):
         now = [state.masked_fill(resets[start][:, None], 0.0) for state in now]
         y, *now = _run(kernel, x[start:stop], now, weights)
         ys.append(y)
