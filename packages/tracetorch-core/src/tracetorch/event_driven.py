@@ -130,12 +130,10 @@ class EventDriven(Bookkeeping):
 def forward(self: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - the name it is called by
     """In the place of ``nn.Linear.forward``: by events where that may be, and there are few."""
     if not torch.compiler.is_compiling():
-        held = self._parameters
-        weight, bias = held.get("weight"), held.get("bias", _MISSING)
-        if weight is not None and type(self) is nn.Linear and _fits(input, weight, bias):
-            found = events.linear(input, weight, bias)
-            if found is not None:
-                return found
+        operands = _operands(self, input)
+        found = None if operands is None else events.linear(input, *operands)
+        if found is not None:
+            return found
     kind: Any = type(self)
     y: Tensor = kind.forward(self, input)
     return y
@@ -143,12 +141,20 @@ def forward(self: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - the name 
 
 def goes_by_events(module: nn.Linear, x: Tensor) -> bool:
     """Whether one of ``EventDriven.modules`` does with this input."""
+    operands = _operands(module, x)
+    if operands is None:
+        return False
+    outputs, inputs = operands[0].shape
+    return int(x.count_nonzero()) <= events.most(x.numel() // inputs, inputs, outputs)
+
+
+def _operands(module: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, where the product with this input is one for the kernel."""
     held = module._parameters
     weight, bias = held.get("weight"), held.get("bias", _MISSING)
     if weight is None or type(module) is not nn.Linear or not _fits(x, weight, bias):
-        return False
-    outputs, inputs = weight.shape
-    return int(x.count_nonzero()) <= events.most(x.numel() // inputs, inputs, outputs)
+        return None
+    return weight, bias
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
