@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # one value for each variable of a matrix; what others there are is seen where they are listed
-VALUES = {"python": "3.10", "torch": "newest", "package": "core"}
+VALUES = {"python": "3.10", "torch": "newest", "package": "core", "session": "soak"}
 
 
 def asked_for() -> dict[str, list[str]]:
@@ -19,7 +19,7 @@ def asked_for() -> dict[str, list[str]]:
         text = path.read_text(encoding="utf-8")
         for name, value in VALUES.items():
             text = text.replace(f"${{{{ matrix.{name} }}}}", value)
-        named = re.findall(r'(?m)run: nox .*?-s (?:"(.+?)"|(\S+))$', text)
+        named = re.findall(r'(?m)run: nox .*?-s (?:"(.+?)"|(\S+))(?: -- .*)?$', text)
         found[path.name] = [quoted or plain for quoted, plain in named]
     return found
 
@@ -30,8 +30,11 @@ def test_every_session_of_a_workflow_is_one_of_noxfile() -> None:
         "ci.yml": 2,
         "docs.yml": 1,
         "release.yml": 1,
+        "weekly.yml": 1,
     }
-    sessions = [name for names in asked.values() for name in names]
+    weekly = (ROOT / ".github" / "workflows" / "weekly.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"session: (\w+)", weekly)
+    sessions = [*listed, *(name for names in asked.values() for name in names)]
     nox = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "-l", "-s", *sessions]
     done = subprocess.run(nox, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # Sessions not found: …

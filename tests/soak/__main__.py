@@ -29,8 +29,11 @@ import workers
 from programs import Program, program
 
 FAULTS: dict[str, tuple[ModuleType, int]] = {
-    "workers": (workers, 1), "kills": (kills, 40), "files": (files, 400), "leaks": (leaks, 100_000),
-}  # fmt: skip
+    "workers": (workers, 1),
+    "kills": (kills, 40),
+    "files": (files, 1000),
+    "leaks": (leaks, 100_000),
+}
 
 
 def say(text: str) -> None:

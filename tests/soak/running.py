@@ -138,8 +138,9 @@ def unrolled(side: Side, x: Tensor, given: dict[str, Any]) -> Any:
     if side.eager:
         return looped(side, x, given)
     options = {k: v for k, v in given.items() if k not in ("T", "B", "seed")}
-    if side.model.training and blocks.MODES in side.program.flags:
-        options["fold"] = False  # batch statistics and masks are over all timesteps else
+    modes = side.model.training and blocks.MODES in side.program.flags
+    if modes or ("lengths" in options and blocks.BATCH in side.program.flags):
+        options["fold"] = False  # what mixes samples or timesteps is over those of all timesteps
     if "lengths" in options:
         options["lengths"] = torch.tensor(options["lengths"])
     return side.model.unroll(x, **options)

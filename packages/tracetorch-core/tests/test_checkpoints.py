@@ -435,6 +435,18 @@ def test_a_sealed_file_without_a_part_changes_nothing(file: Path, part: str) -> 
     assert same(run.everything(), before)
 
 
+def test_a_sealed_file_without_layers_changes_nothing(file: Path) -> None:
+    begun(2).save(file)
+    content = torch.load(file, weights_only=True)
+    objects = {**content["objects"], "model": torch.zeros(3)}
+    file.write_bytes(sealed({**content, "objects": objects}))
+    run = Run()
+    before = run.everything()
+    with pytest.raises(tt.CheckpointError, match=r"does not fit model, .*holds Tensor where"):
+        run.load(file)
+    assert same(run.everything(), before)
+
+
 @pytest.mark.parametrize("name", ["torch", "python", "numpy"])
 def test_generators_that_cannot_be_put_back_change_nothing(file: Path, name: str) -> None:
     begun(2).save(file)

@@ -777,6 +777,22 @@ MALFORMED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda g: g.nodes.update(a=nir.Conv1d(None, np.ones((3, 4, 3)), 1, 0, 1, 1, np.ones(3))),
         "Conv1d 'a': its input must have 2 dimensions",
     ),
+    "a timestep of no length": (
+        lambda g: setattr(g, "metadata", {"dt": np.zeros(1)}),
+        "the graph: the metadata's dt must be seconds above 0",
+    ),
+    "several timesteps": (
+        _set("b", "metadata", {"dt": np.array([1e-3, 2e-3])}),
+        "LIF 'b': the metadata's dt must be seconds above 0",
+    ),
+    "a timestep of nothing": (
+        _set("b", "metadata", {"dt": np.empty(0)}),
+        "LIF 'b': the metadata's dt must be seconds above 0",
+    ),
+    "metadata that are none": (
+        _set("a", "metadata", "dt"),
+        "Linear 'a': metadata must be a dict, got 'dt'",
+    ),
 }
 
 
@@ -788,6 +804,16 @@ def test_a_malformed_graph_fails_by_name(fault: str) -> None:
     change(graph)
     with pytest.raises(NIRError, match=message):
         from_nir(graph, "norse")
+
+
+@pytest.mark.parametrize("value", ["sideways", np.nan, np.array([1, 2]), 3])
+def test_a_graph_that_says_no_discretisation_is_told_so(value: Any) -> None:
+    graph = to_nir(nn.Sequential(snn.LIB(3)), (3,))
+    assert from_nir(graph).how == PRESETS["tracetorch"]
+    graph.metadata["decay"] = value
+    with pytest.raises(NIRError, match=r"the graph's metadata: .*decay must be one of"):
+        from_nir(graph)
+    assert from_nir(graph, "norse").how == PRESETS["norse"]
 
 
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
@@ -830,6 +856,12 @@ def test_a_files_faults_are_named(tmp_path: Path) -> None:
         node["nodes/b/tau"] = np.ones(7)
 
     refused(shape, "LIF 'b': All parameters must have the same shape")
+
+    def name(node: Any) -> None:
+        del node["edges"]
+        node["edges"] = [[b"\xac", b"b"]]
+
+    refused(name, "'\ufffd' → 'b': there is no")
 
 
 def test_a_damaged_file_is_an_error_of_ours_or_none(tmp_path: Path) -> None:

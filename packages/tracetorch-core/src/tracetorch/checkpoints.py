@@ -194,6 +194,8 @@ class _Module:
         }
 
     def put(self, held: dict[str, Any]) -> None:
+        if not isinstance(held, dict):
+            raise TypeError(f"holds {type(held).__name__} where its layers should be")
         _same("layers outside of submodules", held["apart"].keys(), self.apart.keys())
         _same("layers", held["states"].keys(), self.layers.keys())
         self.module.load_state_dict(held["weights"])

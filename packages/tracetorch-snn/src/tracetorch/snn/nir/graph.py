@@ -109,7 +109,7 @@ def _graph(content: dict[str, Any], place: str) -> Any:
     edges = content["edges"]
     if edges.size and (edges.ndim != 2 or edges.shape[1] != 2):
         raise NIRError(f"{place}edges must be pairs of names, got shape {list(edges.shape)}")
-    pairs = [(_text(a), _text(b)) for a, b in edges] if edges.size else []
+    pairs = [(str(plain(a)), str(plain(b))) for a, b in edges] if edges.size else []
     return nir.NIRGraph(nodes, pairs, metadata=content.get("metadata", {}), type_check=False)
 
 
@@ -121,10 +121,6 @@ def _made(node: dict[str, Any], place: str) -> Any:
     except Exception as error:  # whatever nir's constructors meet with
         said = f"a field is missing: {error}" if isinstance(error, KeyError) else str(error)
         raise NIRError(f"{place}{said or 'cannot be made'}") from None
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _known() -> str:
@@ -143,7 +139,7 @@ def flow_of(graph: Any) -> Flow:
     """
     ports: list[tuple[str, str, Any]] = []
     nodes, edges = _inlined(graph, "", ports)
-    flow = Flow(nodes, edges, _dt(graph), dict(graph.metadata or {}), ports)
+    flow = Flow(nodes, edges, _dt(graph), _metadata(graph, "the graph"), ports)
     for kind in PORTS:
         if not flow.of(kind):
             raise NIRError(f"the graph has no {kind} node")
@@ -226,17 +222,45 @@ def _spliced(nodes: dict[str, Any], edges: list[Edge], port: str) -> None:
     del nodes[port]
 
 
-def _dt(graph: Any) -> float | None:
+def _dt(graph: Any, prefix: str = "") -> float | None:
     """Of the graph itself, or of the first of its nodes that says one."""
-    for owner in (graph, *graph.nodes.values()):
-        given = (getattr(owner, "metadata", None) or {}).get("dt")
+    whole = f"the graph {prefix[:-1]!r}" if prefix else "the graph"
+    owners = {f"{kind_of(node)} {prefix + str(n)!r}": node for n, node in graph.nodes.items()}
+    for name, owner in {whole: graph, **owners}.items():
+        given = _metadata(owner, name).get("dt")
         if given is not None:
-            return float(np.asarray(given).reshape(-1)[0])
+            return _seconds(given, name)
         if owner is not graph and kind_of(owner) == "NIRGraph":
-            nested = _dt(owner)
+            nested = _dt(owner, f"{name.split(' ', 1)[1][1:-1]}.")
             if nested is not None:
                 return nested
     return None
+
+
+def _metadata(owner: Any, name: str) -> dict[str, Any]:
+    given = getattr(owner, "metadata", None)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise NIRError(f"{name}: metadata must be a dict, got {given!r}")
+    return given
+
+
+def _seconds(given: Any, name: str) -> float:
+    try:
+        seconds = np.asarray(plain(given), dtype=float)
+    except (TypeError, ValueError):
+        seconds = np.empty(0)
+    if seconds.size != 1 or not 0 < seconds.item() < np.inf:
+        raise NIRError(f"{name}: the metadata's dt must be seconds above 0, got {given!r}")
+    return seconds.item()
+
+
+def plain(value: Any) -> Any:
+    """What a file holds as an array of one value or as bytes; anything else as it is."""
+    if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 # ------------------------------------------------------------------------------- loops and order

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from tracetorch.snn.nir import graph as graphs
@@ -97,7 +96,7 @@ def _how(preset: str | Discretisation | None, flow: Flow) -> Discretisation:
     if preset is not None:
         return discretisation(preset)
     written = {
-        field: _plain(flow.metadata[field])
+        field: graphs.plain(flow.metadata[field])
         for field in Discretisation.__dataclass_fields__
         if field in flow.metadata
     }
@@ -106,12 +105,10 @@ def _how(preset: str | Discretisation | None, flow: Flow) -> Discretisation:
             f"from_nir: preset must say as which simulator the graph is to run, one of "
             f"{sorted(PRESETS)}, or be a Discretisation; the graph does not say it itself"
         )
-    return Discretisation(**written)
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, (np.generic, np.ndarray)) else value
-    return value.decode() if isinstance(value, bytes) else value
+    try:
+        return Discretisation(**written)
+    except ValueError as error:
+        raise NIRError(f"the graph's metadata: {error}; give a preset instead") from None
 
 
 def _seconds(dt: float | None, flow: Flow) -> float:
