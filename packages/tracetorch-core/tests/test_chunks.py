@@ -87,9 +87,10 @@ class Averaging(tt.Model):
         return y
 
 
+@pytest.mark.parametrize("steps", [10, 1])
 @pytest.mark.parametrize("make", [Fading, Averaging])
-def test_what_cannot_be_computed_again_is_not_recomputed(make: type[tt.Model]) -> None:
-    model, x = make().double(), torch.randn(10, 3, 4, dtype=torch.float64, requires_grad=True)
+def test_what_cannot_be_computed_again_is_not_recomputed(make: type[tt.Model], steps: int) -> None:
+    model, x = make().double(), torch.randn(steps, 3, 4, dtype=torch.float64, requires_grad=True)
     name = make.__name__
     says = rf"^recompute=True needs .* again, and {name} is stepped: forward changes {name}\."
     with pytest.raises(tt.FoldError, match=says):

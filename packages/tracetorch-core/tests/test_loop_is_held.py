@@ -159,6 +159,21 @@ def test_what_goes_by_the_batch_is_stepped(
         torch.testing.assert_close(model.unroll(steps), looped(reference, steps))
 
 
+class Behind(Looking):
+    """What goes by the batch is the layer's output, which rises or falls in time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return BATCH[self.name](self.leak(x * self.gain))
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["rising", "falling"])
+@pytest.mark.parametrize("name", BATCH)
+def test_samples_that_are_put_in_order_in_time_are_stepped(name: str, sign: int) -> None:
+    model, reference = Behind(name), Behind(name)
+    for x in (sign * (1 + 0.01 * sequence()), sequence()):
+        same(measured(model, x, unrolled), measured(reference, x, looped))
+
+
 @pytest.mark.parametrize("name", BATCH)
 def test_a_first_sequence_that_is_short_shows_it_too(name: str) -> None:
     model, reference = Looking(name), Looking(name)

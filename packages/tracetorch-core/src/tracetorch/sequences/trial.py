@@ -38,6 +38,8 @@ LIKEWISE: dict[Unfused | Unfolded, Unfolded] = {
 # that what rises or falls with time does not come in its order
 _STEPS, _BATCH = 3, 2
 _ORDER = (3, 0, 5, 1, 4, 2)
+# and in which order timesteps are put together, so that nor does what layers put out
+_TURNED = (1, 0, 2)
 
 
 def tried(model: nn.Module, x: Tensor) -> None:
@@ -265,7 +267,8 @@ class _Once(_Watching):
         self._given: dict[Any, Tensor] = {}
         self._put: dict[Any, Tensor] = {}
         self._ends: list[Any] = []
-        self._x = loop.x.detach().requires_grad_(loop.x.requires_grad)
+        self._order = list(_TURNED[: len(loop.x)] if len(loop.x) > 1 else (0,))
+        self._x = self._turned(loop.x).detach().requires_grad_(loop.x.requires_grad)
 
     def run(self, model: Callable[[Tensor], Any]) -> None:
         """Go through the sample."""
@@ -286,9 +289,12 @@ class _Once(_Watching):
             raise Unfoldable(Unfolded.SOMETIMES, name)
         self._apart(x)
         self._given[layer] = x
-        y = torch.stack(self._loop.put[layer]).detach().flatten(0, 1)
+        y = self._turned(torch.stack(self._loop.put[layer])).detach().flatten(0, 1)
         self._put[layer] = y.requires_grad_(torch.is_grad_enabled())
         return self._put[layer]
+
+    def _turned(self, timesteps: Tensor) -> Tensor:
+        return timesteps[self._order]
 
     def _apart(self, x: Any) -> Tensor:
         steps, batch = self._x.shape[:2]
@@ -312,7 +318,7 @@ class _Once(_Watching):
                 raise Unfoldable(Unfolded.DIFFERS, "the output")
             pairs.append(("the output", torch.stack(timesteps_), end))
         for what, expected, got in pairs:
-            if not _close(self._apart(got), expected):
+            if not _close(self._apart(got), self._turned(expected)):
                 raise Unfoldable(Unfolded.DIFFERS, what)
         if torch.is_grad_enabled():
             self._compare_gradients(pairs)
@@ -335,13 +341,14 @@ class _Once(_Watching):
         if not one or not leaves:
             return
         loops = iter(_gradients(one, leaves, seeds))
-        wholes = iter(_gradients(other, found, [seed.flatten(0, 1) for seed in seeds]))
+        turned = [self._turned(seed).flatten(0, 1) for seed in seeds]
+        wholes = iter(_gradients(other, found, turned))
         for group, leaf in zip(begun, (self._x, *self._put.values()), strict=True):
             if not leaf.requires_grad:
                 continue
             own = [next(loops) for _ in group]
             whole = own[0] if len(group) == 1 and group[0] is loop.x else torch.stack(own)
-            if not _close(next(wholes).reshape(whole.shape), whole):
+            if not _close(next(wholes).reshape(whole.shape), self._turned(whole)):
                 raise Unfoldable(Unfolded.DIFFERS, "the gradient of what its layers put out")
 
 
