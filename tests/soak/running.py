@@ -288,7 +288,12 @@ def call_checkpoint(side: Side, **_: Any) -> Any:
         tt.save_checkpoint(path, side.model, place=3)
         side.model.zero_states()
         torch.rand(3)
-        assert tt.load_checkpoint(path, side.model) == {"place": 3}
+        try:
+            assert tt.load_checkpoint(path, side.model) == {"place": 3}
+        except tt.CheckpointError as error:
+            if "inference_mode" in str(error):  # a layer that forward made there
+                raise Over from None
+            raise
 
 
 def call_set_states(side: Side, **_: Any) -> Any:

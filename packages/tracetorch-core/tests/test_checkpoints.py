@@ -435,6 +435,26 @@ def test_a_sealed_file_without_a_part_changes_nothing(file: Path, part: str) -> 
     assert same(run.everything(), before)
 
 
+def test_weights_that_torch_does_not_write_are_named_and_nothing_has_changed(file: Path) -> None:
+    run = begun(2)
+    with torch.inference_mode():
+        run.net.hidden.append(late := Trace(3))
+    run.save(file)
+    run.optimizer.param_groups[0]["lr"] = 0.7
+    before = run.everything()
+    says = r"into model: .* of Trace was made under torch.inference_mode"
+    with pytest.raises(tt.CheckpointError, match=says):
+        run.load(file)
+    assert same(run.everything(), before)
+    tt.save_checkpoint(file, late)
+    with torch.inference_mode():
+        weight = next(late.parameters())
+        saved = weight.clone()
+        weight.zero_()
+        tt.load_checkpoint(file, late)
+        assert torch.equal(weight, saved)
+
+
 def test_a_sealed_file_without_layers_changes_nothing(file: Path) -> None:
     begun(2).save(file)
     content = torch.load(file, weights_only=True)

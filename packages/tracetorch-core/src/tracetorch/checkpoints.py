@@ -95,8 +95,8 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is truncated, damaged, no checkpoint, of a later format, or of another
-            run: its objects, its values or the shape of its weights are others. Nothing has
-            changed then.
+            run: its objects, its values or the shape of its weights are others; or a weight was
+            made under ``torch.inference_mode()``. Nothing has changed then.
 
     Example:
         >>> import pathlib, tempfile, tracetorch as tt
@@ -112,6 +112,7 @@ def load_checkpoint(
     values = {name: part for name, part in parts.items() if name not in objects}
     for name, value in values.items():
         _same_value(path, name, saved["values"], value)
+    _refuse_inference(path, objects)
     with ExitStack() as undo:
         for name, part in objects.items():
             kind = _of(part)
@@ -281,6 +282,23 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(found.get(part), dict):
             raise CheckpointError(f"{path} holds no {part}: it is damaged")
     return found
+
+
+def _refuse_inference(path: Path, objects: Mapping[str, Any]) -> None:
+    """CheckpointError where torch would not let weights be written, or put back."""
+    if torch.is_inference_mode_enabled():
+        return
+    for name, part in objects.items():
+        layers = named_layers(part) if isinstance(part, nn.Module) else ()
+        for module in (part, *(layer for _, layer in layers)):
+            held = module.state_dict().items() if isinstance(module, nn.Module) else ()
+            for weight, value in held:
+                if isinstance(value, Tensor) and value.is_inference():
+                    raise CheckpointError(
+                        f"{path} cannot be loaded into {name}: {weight} of {type(module).__name__} "
+                        f"was made under torch.inference_mode(), outside of which torch does not "
+                        f"write to it; make the model first"
+                    )
 
 
 def _same_names(path: Path, saved: Iterable[str], given: Iterable[str]) -> None:

@@ -38,8 +38,6 @@ LIKEWISE: dict[Unfused | Unfolded, Unfolded] = {
 # that what rises or falls with time does not come in its order
 _STEPS, _BATCH = 3, 2
 _ORDER = (3, 0, 5, 1, 4, 2)
-# and in which order timesteps are put together, so that nor does what layers put out
-_TURNED = (1, 0, 2)
 
 
 def tried(model: nn.Module, x: Tensor) -> None:
@@ -158,15 +156,18 @@ class _Trial:
             loop = _Loop(self._x)
             with _through(self._layers, loop):
                 loop.run(self._twin.model)
-            once = _Once(loop)
-            with _through(self._layers, once):
-                once.run(self._twin.model)
+            # what sorts its samples leaves those that rise with time as they are, but not back
+            both = [_Once(loop, back) for back in (False, True)]
+            for once in both:
+                with _through(self._layers, once):
+                    once.run(self._twin.model)
         if [module.training for module in self._twin.modules] != flags:
             raise Unfoldable(Unfolded.CHANGES, "training of its modules")
         if not self._x.is_inference() and self._x._version:
             raise Unfoldable(Unfolded.INPUT)
         if not (training and moved):  # masks that forward itself draws
-            once.compare()
+            for once in both:
+                once.compare()
 
 
 @contextlib.contextmanager
@@ -259,15 +260,14 @@ class _Loop(_Watching):
 
 
 class _Once(_Watching):
-    """All timesteps at once, with what the layers put out in the loop."""
+    """All timesteps at once, in time or back, with what the layers put out in the loop."""
 
-    def __init__(self, loop: _Loop) -> None:
+    def __init__(self, loop: _Loop, back: bool) -> None:
         super().__init__()
-        self._loop = loop
+        self._loop, self._back = loop, back
         self._given: dict[Any, Tensor] = {}
         self._put: dict[Any, Tensor] = {}
         self._ends: list[Any] = []
-        self._order = list(_TURNED[: len(loop.x)] if len(loop.x) > 1 else (0,))
         self._x = self._turned(loop.x).detach().requires_grad_(loop.x.requires_grad)
 
     def run(self, model: Callable[[Tensor], Any]) -> None:
@@ -294,7 +294,7 @@ class _Once(_Watching):
         return self._put[layer]
 
     def _turned(self, timesteps: Tensor) -> Tensor:
-        return timesteps[self._order]
+        return timesteps.flip(0) if self._back else timesteps
 
     def _apart(self, x: Any) -> Tensor:
         steps, batch = self._x.shape[:2]
@@ -356,7 +356,8 @@ def _gradients(ends: list[Tensor], leaves: list[Tensor], seeds: list[Tensor]) ->
     # cotangents given to torch.autograd.grad would bring in a symbolic algebra system, for seconds
     parts = [(end * seed).sum() for end, seed in zip(ends, seeds, strict=True)]
     loss = functools.reduce(torch.add, parts)
-    found = torch.autograd.grad([loss], leaves, allow_unused=True)
+    # the loop is compared twice
+    found = torch.autograd.grad([loss], leaves, allow_unused=True, retain_graph=True)
     return [
         torch.zeros_like(leaf) if gradient is None else gradient
         for gradient, leaf in zip(found, leaves, strict=True)
