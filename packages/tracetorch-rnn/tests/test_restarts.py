@@ -1,4 +1,4 @@
-"""Torch's kernels where samples restart: packed or piece by piece, what the steps give."""
+"""Torch's kernels where samples restart: pieces side by side or apart, what the steps give."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from tracetorch import rnn
-from tracetorch.rnn import cells
-from tracetorch.rnn.restarts import pieces
+from tracetorch.rnn.restarts import apart, pieces
 
 
 def by_steps(layer: rnn.LSTM | rnn.GRU | rnn.SimpleRNN, x: Tensor, resets: Tensor) -> Tensor:
@@ -51,40 +50,114 @@ def test_they_are_the_steps(
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("restarts", "packed"), [(0, 0), (5, 0), (15, 0), (16, 1), (30, 1)])
-def test_they_are_packed_where_they_are_many(
-    restarts: int, packed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    monkeypatch.setattr(cells, "pieces", lambda cut: calls.append(cut) or pieces(cut))
-    resets = torch.zeros(30, 2, dtype=torch.bool)
-    resets[30 - restarts :, 1] = True
-    rnn.LSTM(2, 3).unroll(torch.randn(30, 2, 2), resets)
-    assert len(calls) == packed
+def first_and_second(kind: type, run: object, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    layer = kind(3, 4).to(dtype)
+    x = torch.randn(12, 3, 3, dtype=dtype, requires_grad=True)
+    y = run(layer, x, torch.rand(12, 3) < 0.3)
+    leaves = [x, *layer.parameters()]
+    first = torch.autograd.grad(y.sin().sum() + layer.h.sum(), leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    return [y, *layer.get_states().values(), *first, *second]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
+@pytest.mark.parametrize("kind", [rnn.SimpleRNN, rnn.LSTM, rnn.GRU])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_second_derivatives_are_those_of_the_steps(kind: type, dtype: torch.dtype) -> None:
+    with torch.autograd.detect_anomaly(check_nan=True):
+        found = [first_and_second(kind, run, dtype) for run in (by_steps, kind.unroll)]
+    close = 1e-10 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(*found, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("kind", [rnn.SimpleRNN, rnn.LSTM, rnn.GRU])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 1e12])
+def test_a_restart_forgets_what_is_not_finite(kind: type, odd: float) -> None:
+    torch.manual_seed(0)
+    layer, x = kind(2, 3), torch.randn(9, 3, 2)
+    x[2, 1] = odd
+    resets = torch.zeros(9, 3, dtype=torch.bool)
+    resets[5, 1] = resets[7, 0] = True
+    expected = [by_steps(layer, x, resets), *layer.get_states().values()]
+    layer.zero_states()
+    y = layer.unroll(x, resets)
+    torch.testing.assert_close([y, *layer.get_states().values()], expected, equal_nan=True)
+    assert bool(y[5:].isfinite().all())
+
+
+cuts = given(
     steps=st.integers(1, 12),
     batch=st.integers(1, 4),
     rate=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_pieces_are_those_that_torch_packs(steps: int, batch: int, rate: float, seed: int) -> None:
+
+
+def cut_by_hand(steps: int, batch: int, rate: float, seed: int) -> tuple[Tensor, list[Tensor]]:
     torch.manual_seed(seed)
     resets = torch.rand(steps, batch) < rate
-    cut = pieces(resets)
     numbers = torch.arange(steps * batch).view(steps, batch)
     own = []
     for sample in range(batch):
         starts = [0, *[t for t in range(1, steps) if resets[t, sample]], steps]
         own += [numbers[a:b, sample] for a, b in itertools.pairwise(starts)]
+    return resets, own
+
+
+@settings(max_examples=60, deadline=None)
+@cuts
+def test_pieces_are_those_that_torch_packs(steps: int, batch: int, rate: float, seed: int) -> None:
+    resets, own = cut_by_hand(steps, batch, rate, seed)
+    cut = pieces(resets)
     packed = torch.nn.utils.rnn.pack_sequence(sorted(own, key=len, reverse=True))
     assert cut.order.tolist() == packed.data.tolist()
-    assert cut.sizes.tolist() == packed.batch_sizes.tolist()
-    assert torch.equal(numbers.flatten()[cut.order][cut.back], numbers.flatten())
+    assert cut.widths == packed.batch_sizes.tolist()
+    assert cut.order[cut.back].tolist() == list(range(steps * batch))
     for sample in range(batch):
         assert int(cut.samples[cut.last[sample]]) == sample
+
+
+@settings(max_examples=60, deadline=None)
+@cuts
+def test_rectangles_hold_every_piece_and_little_else(
+    steps: int, batch: int, rate: float, seed: int
+) -> None:
+    resets, own = cut_by_hand(steps, batch, rate, seed)
+    own.sort(key=len, reverse=True)
+    cut = pieces(resets, spare=3)
+    found: list[list[int]] = [[] for _ in own]
+    places = iter(cut.order.tolist())
+    for length, width in cut.rectangles():
+        rows = [[next(places) for _ in range(width)] for _ in range(length)]
+        assert sum(row.count(steps * batch) for row in rows) <= 3
+        for row in rows:
+            for piece, place in zip(found, row, strict=False):
+                piece.append(place)
+    assert next(places, None) is None
+    for piece, expected in zip(found, own, strict=True):
+        assert piece[: len(expected)] == expected.tolist()
+        assert set(piece[len(expected) :]) <= {steps * batch}
+    assert cut.order[cut.back].tolist() == list(range(steps * batch))
+
+
+@settings(max_examples=60, deadline=None)
+@cuts
+def test_pieces_apart_are_in_order_with_a_restart_between(
+    steps: int, batch: int, rate: float, seed: int
+) -> None:
+    resets, own = cut_by_hand(steps, batch, rate, seed)
+    order, back = apart(resets, unit=3)
+    columns = order.view(-1, batch)
+    assert (len(columns) - steps) % 3 == 0
+    for sample, column in enumerate(columns.t().tolist()):
+        expected: list[int] = []
+        for piece in own:
+            if piece[0] % batch == sample:
+                expected += [steps * batch] * bool(expected) + piece.tolist()
+        assert column[: len(expected)] == expected
+        assert set(column[len(expected) :]) <= {steps * batch + 1}
+    assert order[back].tolist() == list(range(steps * batch))
 
 
 @pytest.mark.parametrize("kind", [rnn.SimpleRNN, rnn.LSTM, rnn.GRU])

@@ -12,7 +12,7 @@ cuDNN does to ``torch.nn.LSTM`` it does to a sequence here: float32 is rounded t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +21,7 @@ from torch.nn.functional import linear
 from tracetorch import Layer, mode
 from tracetorch.parameters import checked_integer
 from tracetorch.rnn.diagonal import unrounded
-from tracetorch.rnn.restarts import Pieces, pieces
-from tracetorch.states import between_restarts
-
-States = tuple[Tensor, ...]
-Kernel = Callable[..., Any]
+from tracetorch.rnn.kernels import Kernel, Pushes, States, one_or_all, restarting, run
 
 
 class Cell(Layer):
@@ -45,6 +41,7 @@ class Cell(Layer):
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     torch_cell: ClassVar[Kernel | None] = None
     torch_sequence: ClassVar[Kernel | None] = None
+    pushes: ClassVar[Pushes] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -52,6 +49,7 @@ class Cell(Layer):
         if not own.keys().isdisjoint({"cell", "step", "forward"}):
             cls.torch_cell = own.get("torch_cell")
             cls.torch_sequence = own.get("torch_sequence")
+            cls.pushes = own.get("pushes", ())
 
     def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
         owner = type(self).__name__
@@ -97,7 +95,7 @@ class Cell(Layer):
     def _timestep(self, x: Tensor, states: States, weights: States) -> States:
         if self.torch_cell is None or mode.transformed():
             return self.cell(x, states, weights)
-        new = self.torch_cell(x, _packed(states), *weights)
+        new = self.torch_cell(x, one_or_all(states), *weights)
         return new if isinstance(new, tuple) else (new,)
 
     def sequence(
@@ -112,10 +110,10 @@ class Cell(Layer):
         flat = x.reshape(len(x), x.shape[1:-1].numel(), self.in_features)
         with unrounded(x.device.type):
             if resets is None:
-                y, *final = _run(kernel, flat, old, _weights(p))
+                y, *final = run(kernel, flat, old, _weights(p))
             else:
                 restarts = resets.repeat_interleave(x.shape[2:-1].numel(), 1)
-                y, *final = _restarting(kernel, flat, old, _weights(p), restarts)
+                y, *final = restarting(kernel, flat, old, _weights(p), restarts, self.pushes)
         new = {
             name: state.reshape(before.shape)
             for name, state, before in zip(self.state_names, final, old, strict=True)
@@ -127,73 +125,13 @@ class Cell(Layer):
         return f"{self.in_features}, {self.out_features}, dim={self.dim}"
 
 
-_ONE_LAYER = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "bidirectional": False}
-
-
-def _run(kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States) -> States:
-    """Outputs ``[T, B, out]`` and final states ``[1, B, out]`` for ``x`` ``[T, B, in]``."""
-    rows, size = x.shape[1], states[0].shape[-1]
-    begun = [state.reshape(1, rows, size).contiguous() for state in states]
-    return kernel(  # type: ignore[no-any-return]
-        x, _packed(begun), _for_kernel(weights), **_ONE_LAYER, train=torch.is_grad_enabled(),
-        batch_first=False,
-    )  # fmt: skip
-
-
-def _restarting(
-    kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States, resets: Tensor
-) -> States:
-    """The same where samples restart: packed, or from restart to restart where those are few.
-
-    Torch's kernels on the CPU take a packed sequence several times as long as a plain one.
-    """
-    if x.is_cuda or 2 * int(resets.any(1).sum()) > len(x):
-        return _run_pieces(kernel, x, states, weights, pieces(resets))
-    now, ys = [state.reshape(1, x.shape[1], state.shape[-1]) for state in states], []
-    for start, stop in between_restarts(resets):
-        now = [state.masked_fill(resets[start][:, None], 0.0) for state in now]
-        y, *now = _run(kernel, x[start:stop], now, weights)
-        ys.append(y)
-    return torch.cat(ys), *now
-
-
-def _run_pieces(
-    kernel: Kernel, x: Tensor, states: Sequence[Tensor], weights: States, cut: Pieces
-) -> States:
-    """The same, each piece a sequence of its own."""
-    rows, size = x.shape[1], states[0].shape[-1]
-    begun = [
-        state.reshape(rows, size)[cut.samples].masked_fill(~cut.carried[:, None], 0.0)[None]
-        for state in states
-    ]
-    y, *final = kernel(
-        x.flatten(0, 1)[cut.order], cut.sizes, _packed(begun), _for_kernel(weights), **_ONE_LAYER,
-        train=torch.is_grad_enabled(),
-    )  # fmt: skip
-    return y[cut.back], *(state[:, cut.last] for state in final)
-
-
 def _weights(p: Any) -> States:
     return p.weight_ih, p.weight_hh, p.bias_ih, p.bias_hh
-
-
-def _packed(states: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-    """As torch's kernels take them: several in a sequence, one alone."""
-    return states if len(states) > 1 else states[0]
 
 
 def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``reshape``, but the tensor itself where it has the shape: no view, as with ``moved``."""
     return tensor if tensor.shape == shape else tensor.reshape(shape)
-
-
-def _for_kernel(weights: States) -> States:
-    """The weights one after the other in memory, where cuDNN takes them without a warning."""
-    if not weights[0].is_cuda:
-        return weights
-    whole = torch.cat([weight.reshape(-1) for weight in weights])
-    parts = torch.split(whole, [weight.numel() for weight in weights])
-    return tuple(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))
 
 
 class SimpleRNN(Cell):
@@ -292,6 +230,7 @@ class LSTM(Cell):
     gates = 4
     state_names = ("h", "c")
     torch_cell, torch_sequence = torch.lstm_cell, torch.lstm
+    pushes = ((-1, -1), (-1, 1), (0, 0), (-1, 0))
 
     def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
         super().__init__(in_features, out_features, dim)
