@@ -164,3 +164,13 @@ def test_pieces_apart_are_in_order_with_a_restart_between(
 def test_no_samples_restart_as_well(kind: type) -> None:
     y = kind(4, 5).unroll(torch.rand(6, 0, 4), torch.zeros(6, 0, dtype=torch.bool))
     assert y.shape == (6, 0, 5)
+
+
+@pytest.mark.parametrize("kind", [rnn.SimpleRNN, rnn.LSTM, rnn.GRU])
+def test_states_share_no_memory_with_the_output(kind: type) -> None:
+    layer = kind(3, 4)
+    with torch.no_grad():
+        y = layer.unroll(torch.randn(6, 2, 3), torch.ones(6, 2, dtype=torch.bool))
+    state = layer.h.clone()
+    y.zero_()
+    assert torch.equal(layer.h, state)

@@ -107,7 +107,7 @@ def _rectangles(
         y, *now = run(kernel, part.view(*size, -1), [s[:, : size[1]] for s in now], weights)
         ys.append(y.flatten(0, 1))
     y = torch.cat(ys).index_select(0, cut.back).view(*x.shape[:2], -1)
-    return y, y[-1:]
+    return y, y[-1:].clone()
 
 
 def _apart(
@@ -134,7 +134,7 @@ def _apart(
     y, _, *others = run(kernel, flat.index_select(0, order).view(-1, rows, flat.shape[1]), begun,
                         pushed)  # fmt: skip
     y = y.flatten(0, 1).index_select(0, back).view(steps, rows, -1)
-    return y, y[-1:], *others
+    return y, y[-1:].clone(), *others
 
 
 def _begun(states: Sequence[Tensor], samples: Tensor, zero: Tensor) -> list[Tensor]:
