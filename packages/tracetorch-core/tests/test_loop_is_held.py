@@ -174,6 +174,30 @@ def test_samples_that_are_put_in_order_in_time_are_stepped(name: str, sign: int)
         same(measured(model, x, unrolled), measured(reference, x, looped))
 
 
+class Silent(Behind):
+    """Its neurons fire only later than a decision is made."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.leak = tt.testing.AdaptiveLIF(3)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("name", [*BATCH, "products"])
+def test_what_is_silent_at_first_hides_nothing(
+    name: str, gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BATCH, "products", lambda x: x @ (x.T @ x))
+    if not gradients and name in ("gradient", "hook"):
+        monkeypatch.setitem(BATCH, name, lambda x: x)
+    model, reference = Silent(name), Silent(name)
+    with torch.set_grad_enabled(gradients):
+        for x in (1e-3 * sequence(), 3 * sequence(steps=9, batch=3)):
+            for each in (model, reference):
+                each.zero_states()
+            torch.testing.assert_close(model.unroll(x), looped(reference, x))
+
+
 @pytest.mark.parametrize("name", BATCH)
 def test_a_first_sequence_that_is_short_shows_it_too(name: str) -> None:
     model, reference = Looking(name), Looking(name)

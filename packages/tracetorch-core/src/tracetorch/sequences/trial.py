@@ -1,8 +1,9 @@
 """A model's ``forward`` held to the loop: over some timesteps at once, and one after the other.
 
 The layers compute in the loop alone; over all timesteps at once they repeat what they put out
-there. So every part between them is compared by itself, what it makes of the same values, and how
-these are differentiated: no decision of a neuron hides or exaggerates a difference.
+there, and where that tells samples apart by nothing (silence), some neurons are made to fire. So
+every part between them is compared by itself, what it makes of the same values, and how these are
+differentiated: no decision of a neuron hides or exaggerates a difference.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def _sample(x: Tensor) -> Tensor:
     """A few samples of a sequence, no two alike: ``[T, B, …]``."""
-    steps, batch = min(len(x), _STEPS), min(x.shape[1], _BATCH)
+    steps, batch = _STEPS, min(x.shape[1], _BATCH)
     flat = x.detach().flatten(0, 1)
     places = torch.linspace(0, len(flat) - 1, steps * batch).long().tolist()
     order = [places[at] for at in _ORDER if at < len(places)]
@@ -223,6 +224,7 @@ class _Loop(_Watching):
         self.ends: list[list[Any]] = []
         self.nesting: Any = None
         self._done = 0
+        self._generator = torch.Generator().manual_seed(0)
 
     def run(self, model: Callable[[Tensor], Any]) -> None:
         """Go through the sample."""
@@ -251,12 +253,20 @@ class _Loop(_Watching):
         layer.tt.passage = None
         try:
             with Timesteps(under_way=False), self._blind.closed(), torch.no_grad():
-                y: Tensor = layer(x)
+                y = self._told_apart(layer(x), self.put.setdefault(layer, []))
         finally:
             layer.tt.passage = self
         y = y.detach().requires_grad_(torch.is_grad_enabled())
-        self.put.setdefault(layer, []).append(y)
+        self.put[layer].append(y)
         return y
+
+    def _told_apart(self, y: Tensor, before: list[Tensor]) -> Tensor:
+        if not _alike(torch.cat([*before, y])):
+            return y
+        # in each timestep more of them, so that their mean is another
+        some = 1 + y.numel() * (1 + self._done) // (_STEPS + 2)
+        changed = torch.randperm(y.numel(), generator=self._generator).to(y.device) < some
+        return torch.where(changed.view(y.shape), (y == 0).to(y.dtype), y)
 
 
 class _Once(_Watching):

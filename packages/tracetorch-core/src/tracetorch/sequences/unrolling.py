@@ -151,7 +151,7 @@ class _Run:
             why = Reason(Unfolded.HOOKS, (name,))
             model.tt.tell(model, why)
         elif not options.fold and (len(self._steps) > 1 or self._recompute):
-            why = decided(model, _several(self._steps))
+            why = decided(model, self._steps)
         if options.fold and why is not None:
             raise FoldError(f"{type(model).__name__} cannot be folded: {why}")
         if self._recompute and why is not None and not why.pure:
@@ -344,11 +344,6 @@ def _bounds(steps: int, options: Options) -> list[int]:
         # a compiled graph cannot depend on where samples end: it asks at every timestep
         bounds.update(range(steps) if torch.compiler.is_compiling() else lengths.tolist())
     return sorted(bounds)
-
-
-def _several(steps: Tensor) -> Tensor:
-    """A sequence to decide on: one timestep shows nothing of what comes after it."""
-    return steps if len(steps) > 1 else steps.expand(3, *steps.shape[1:])
 
 
 def _silenced(output: Tensor, active: Tensor) -> Tensor:
