@@ -467,6 +467,19 @@ def test_a_sealed_file_without_layers_changes_nothing(file: Path) -> None:
     assert same(run.everything(), before)
 
 
+@pytest.mark.parametrize("part", ["objects", "values"])
+def test_a_sealed_file_with_names_of_other_kinds_changes_nothing(file: Path, part: str) -> None:
+    begun(2).save(file)
+    content = torch.load(file, weights_only=True)
+    kept = {7 if name in ("model", "settings") else name: v for name, v in content[part].items()}
+    file.write_bytes(sealed({**content, part: kept}))
+    run = Run()
+    before = run.everything()
+    with pytest.raises(tt.CheckpointError, match=r"holds .*7, "):
+        run.load(file, settings={"seed": 0})
+    assert same(run.everything(), before)
+
+
 @pytest.mark.parametrize("name", ["torch", "python", "numpy"])
 def test_generators_that_cannot_be_put_back_change_nothing(file: Path, name: str) -> None:
     begun(2).save(file)

@@ -313,12 +313,14 @@ def _same_names(path: Path, saved: Iterable[str], given: Iterable[str]) -> None:
 
 def _same(what: str, saved: Iterable[str], own: Iterable[str]) -> None:
     if set(saved) != set(own):
-        raise ValueError(f"holds the {what} {sorted(saved)}, where {sorted(own)} are to be loaded")
+        raise ValueError(
+            f"holds the {what} {sorted(saved, key=str)}, where {sorted(own)} are to be loaded"
+        )
 
 
 def _same_value(path: Path, name: str, saved: Mapping[str, Any], given: Any) -> None:
     if name not in saved:
-        raise CheckpointError(f"{path} holds no {name}, but {sorted(saved)}")
+        raise CheckpointError(f"{path} holds no {name}, but {sorted(saved, key=str)}")
     theirs = saved[name]
     if isinstance(given, dict) and isinstance(theirs, dict) and given.keys() == theirs.keys():
         for key, value in given.items():

@@ -191,7 +191,9 @@ def _content(said: dict[str, Any], tensors: dict[str, Tensor]) -> StateFile:
     records = {name: StateRecord(**record) for name, record in said["states"].items()}
     named = {name for name, record in records.items() if record.shape is not None}
     if named != tensors.keys():
-        raise _Unfit(f"names the states {sorted(named)} but holds {sorted(tensors)}")
+        raise _Unfit(
+            f"names the states {sorted(named, key=str)} but holds {sorted(tensors, key=str)}"
+        )
     for name, tensor in tensors.items():
         held, record = (list(tensor.shape), dtype_name(tensor.dtype)), records[name]
         if held != (record.shape, record.dtype):
@@ -203,7 +205,7 @@ def _content(said: dict[str, Any], tensors: dict[str, Tensor]) -> StateFile:
 
 def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(manifest.encode())
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=str):
         tensor = tensors[name]
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -156,7 +156,7 @@ def flow_of(graph: Any) -> Flow:
             raise node_error(name, kind, "leads to nothing; connect it to an Output")
     unreached = set(nodes) - set(reached(flow))
     if unreached:
-        raise NIRError(f"no path from an Input leads to {sorted(unreached)}")
+        raise NIRError(f"no path from an Input leads to {sorted(unreached, key=str)}")
     return flow
 
 
