@@ -29,9 +29,11 @@ def as_complex(value: Tensor) -> Any:
     return value.detach()[..., 0].numpy() + 1j * value.detach()[..., 1].numpy()
 
 
-def numpy_recurrence(start: Any, inputs: Any, decay: Any) -> Any:
+def numpy_recurrence(start: Any, inputs: Any, decay: Any, resets: Any = None) -> Any:
     h, found = start, []
-    for value in inputs:
+    for t, value in enumerate(inputs):
+        if resets is not None:
+            h = np.where(resets[t][:, None], 0, h)
         h = decay * h + value
         found.append(h)
     return np.stack(found)
@@ -45,9 +47,23 @@ def test_the_recurrence_is_the_loop_whether_in_segments_or_not(
     if wide:
         monkeypatch.setattr(diagonal, "_WIDE", 0)
     start, inputs, decay = pairs(2, 3), pairs(steps, 2, 3), decays(3)
-    h = diagonal.recurrence(start, inputs, decay)
-    expected = numpy_recurrence(*map(as_complex, (start, inputs, decay)))
-    np.testing.assert_allclose(as_complex(h), expected, rtol=1e-12, atol=1e-12)
+    for resets in (None, *(torch.rand(steps, 2) < rate for rate in (0.0, 0.02, 0.3, 1.0))):
+        h = diagonal.recurrence(start, inputs, decay, resets)
+        expected = numpy_recurrence(*map(as_complex, (start, inputs, decay)), resets)
+        np.testing.assert_allclose(as_complex(h), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_before_a_restart_leaves_nothing_behind_it() -> None:
+    start, inputs, decay = pairs(2, 3), pairs(4 * LENGTH, 2, 3), decays(3)
+    resets = torch.zeros(len(inputs), 2, dtype=torch.bool)
+    at = 2 * LENGTH + 3
+    resets[at, 0] = True
+    alone = diagonal.recurrence(torch.zeros_like(start[:1]), inputs[at:, :1], decay)
+    for height in (1e16, float("inf")):
+        loud = inputs.clone()
+        loud[at - 5, 0] = height
+        h = diagonal.recurrence(start, loud, decay, resets)
+        torch.testing.assert_close(h[at:, :1], alone, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -55,27 +71,40 @@ def test_the_recurrence_is_the_loop_whether_in_segments_or_not(
     steps=st.integers(1, 5 * LENGTH),
     around=st.lists(st.integers(0, 3), max_size=2),
     kept=st.booleans(),
+    rate=st.sampled_from([None, 0.0, 0.02, 0.3, 1.0]),
     seed=st.integers(0, 2**31),
 )
 def test_gradients_of_the_recurrence_are_those_of_its_operations(
-    steps: int, around: list[int], kept: bool, seed: int
+    steps: int, around: list[int], kept: bool, rate: float | None, seed: int
 ) -> None:
     torch.manual_seed(seed)
     decay = decays(*([1] * len(around) if kept else []), 3)
     leaves = [t.requires_grad_() for t in (pairs(*around, 3), pairs(steps, *around, 3), decay)]
-    found = []
-    for h in (diagonal.recurrence(*leaves), diagonal._by_steps(*leaves, reverse=False)):
+    found, resets, keep = [], None, None
+    if around and rate is not None:
+        resets = torch.rand(steps, around[0]) < rate
+        keep = ~resets.view(steps, around[0], *[1] * len(around))
+    stepped = diagonal._by_steps(*leaves, keep, reverse=False)
+    for h in (diagonal.recurrence(*leaves, resets), stepped):
         loss = (h * torch.cos(torch.arange(h.numel()).view(h.shape))).sum() + h.square().sum()
         found.append([h, *torch.autograd.grad(loss, leaves)])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("restarting", [False, True])
 @pytest.mark.parametrize("steps", [1, 3, 2 * LENGTH + 1])
-def test_second_derivatives_of_the_recurrence_agree_with_differences(steps: int) -> None:
-    leaves = [t.requires_grad_() for t in (pairs(1), pairs(steps, 1), decays(1))]
-    assert torch.autograd.gradcheck(diagonal.recurrence, leaves)
-    assert torch.autograd.gradgradcheck(diagonal.recurrence, leaves)
+def test_second_derivatives_of_the_recurrence_agree_with_differences(
+    steps: int, restarting: bool
+) -> None:
+    leaves = [t.requires_grad_() for t in (pairs(1, 1), pairs(steps, 1, 1), decays(1))]
+    resets = torch.arange(steps)[:, None] % 5 == 2 if restarting else None
+
+    def run(*leaves: Tensor) -> Tensor:
+        return diagonal.recurrence(*leaves, resets)
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
 
 
 def test_pairs_may_lie_anywhere_in_memory() -> None:
@@ -90,7 +119,7 @@ def test_pairs_may_lie_anywhere_in_memory() -> None:
     weights = torch.randn(2, 40, 4, 3, dtype=torch.float64).permute(1, 2, 3, 0)
     (gradient,) = torch.autograd.grad((diagonal.recurrence(start, turned, decay)), turned, weights)
     own = inputs.clone().requires_grad_()
-    looped = diagonal._by_steps(start, own, decay, reverse=False)
+    looped = diagonal._by_steps(start, own, decay, None, reverse=False)
     torch.testing.assert_close(gradient, torch.autograd.grad(looped, own, weights)[0])
 
 

@@ -1,4 +1,4 @@
-"""Torch's kernels where samples restart: pieces side by side or apart, what the steps give."""
+"""Where samples restart: torch's kernels, and how pieces are placed and cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from tracetorch import rnn
-from tracetorch.rnn.restarts import apart, pieces
+from tracetorch.rnn.restarts import apart, chunks, piece_lengths, pieces
 
 
 def by_steps(layer: rnn.LSTM | rnn.GRU | rnn.SimpleRNN, x: Tensor, resets: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def test_pieces_apart_are_in_order_with_a_restart_between(
     assert order[back].tolist() == list(range(steps * batch))
 
 
-@pytest.mark.parametrize("kind", [rnn.SimpleRNN, rnn.LSTM, rnn.GRU])
+@pytest.mark.parametrize("kind", rnn.LAYERS, ids=lambda kind: kind.__name__)
 def test_no_samples_restart_as_well(kind: type) -> None:
     y = kind(4, 5).unroll(torch.rand(6, 0, 4), torch.zeros(6, 0, dtype=torch.bool))
     assert y.shape == (6, 0, 5)
@@ -174,3 +174,60 @@ def test_states_share_no_memory_with_the_output(kind: type) -> None:
     state = layer.h.clone()
     y.zero_()
     assert torch.equal(layer.h, state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(1, 40),
+    batch=st.integers(1, 4),
+    rate=st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
+    half=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_chunks_hold_every_timestep_once_and_know_what_they_begin_with(
+    steps: int, batch: int, rate: float, half: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    resets, length = torch.rand(steps, batch) < rate, 2 * half
+    cut = chunks(resets, length)
+    spans = [half, *[length] * 4]
+    assert all(size % span == 0 for size, span in zip(cut.sizes, spans, strict=True))
+    begins = [0]
+    for size, span in zip(cut.sizes, spans, strict=True):
+        begins += range(begins[-1] + span, begins[-1] + size + 1, span)
+    rows = cut.rows.view(steps, batch)
+    assert len(set(cut.rows.tolist())) == steps * batch
+    # by hand: what each chunk begins with, and what it leaves
+    seen, handed, lengths = {}, [], []
+    for sample in range(batch):
+        since = 0
+        for t in range(steps):
+            starts = t == 0 or bool(resets[t, sample])
+            since = 0 if starts else since + 1
+            lengths += [1] if starts else []
+            lengths[-1] += not starts
+            row = int(rows[t, sample])
+            if since % length:
+                assert row == int(rows[t - 1, sample]) + 1
+                continue
+            assert row in begins[:-1]
+            if not starts:
+                handed.append(int(rows[t - length, sample]))
+                seen[row] = len(handed) - 1
+            elif not resets[t, sample]:
+                seen[row] = ("standing", sample)
+    assert piece_lengths(resets).tolist() == lengths
+    fresh = sum(size // span for size, span in zip(cut.sizes[:3], spans, strict=False))
+    sources = [s if isinstance(s, int) else len(handed) + s[1] for _, s in sorted(seen.items())]
+    assert sorted(seen) == begins[fresh:-1]
+    assert cut.sources.tolist() == sources
+    assert [row for row in begins[:-1] if row in handed] == sorted(handed)
+    own = sum(size // span for size, span in zip(cut.sizes[:2], spans, strict=False))
+    assert [begins[own + place] for place in cut.order.tolist()] == handed
+    left, source, reads = (part.tolist() for part in cut.last)
+    for sample in range(batch):
+        first = int(rows[steps - left[sample], sample])
+        assert first in begins[:-1]
+        assert reads[sample] == (first in seen)
+        if reads[sample]:
+            assert source[sample] == sources[sorted(seen).index(first)]

@@ -76,6 +76,31 @@ def test_the_equations_in_numpy(
         np.testing.assert_allclose(got, final, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("length", s4d._LENGTHS)
+def test_restarts_are_the_loop_in_chunks_of_any_length(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s4d, "_LENGTHS", (length,))
+    layer, x = perturbed(2, 3, d_state=4), torch.randn(140, 3, 2, dtype=torch.float64)
+    resets, found = torch.rand(140, 3) < 0.03, []
+    for at_once in (True, False):
+        layer.set_states({n: torch.ones(3, 2, 2, dtype=x.dtype) for n in ("h_re", "h_im")})
+        own, outputs = x.clone().requires_grad_(), []
+        for mask, now in zip(resets, own, strict=True) if not at_once else ():
+            layer.zero_states(mask)
+            outputs.append(layer(now))
+        y = layer.unroll(own, resets) if at_once else torch.stack(outputs)
+        loss = y.sin().sum() + layer.h_re.sin().sum() + layer.h_im.sin().sum()
+        found.append([y, *torch.autograd.grad(loss, [own, *layer.parameters()])])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 12, 512])
+def test_the_length_of_chunks_follows_how_often_samples_restart(steps: int) -> None:
+    pieces, best = 512 // steps, {1: 4, 12: 24, 512: 64}[steps]
+    assert s4d._fitting(torch.full((16 * pieces,), steps), states=32) == best
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_scipys_discretisation_of_the_real_system(method: str) -> None:
     signal = pytest.importorskip("scipy.signal")

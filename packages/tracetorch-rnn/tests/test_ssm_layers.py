@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,11 +35,16 @@ plain = pytest.mark.parametrize(
 )
 
 
-def by_steps(layer: rnn.Layer, x: Tensor) -> Tensor:
-    return torch.stack([layer(timestep) for timestep in x])
+def by_steps(layer: rnn.Layer, x: Tensor, resets: Tensor | None = None) -> Tensor:
+    outputs = []
+    for t, timestep in enumerate(x):
+        if resets is not None:
+            layer.zero_states(resets[t])
+        outputs.append(layer(timestep))
+    return torch.stack(outputs)
 
 
-def at_once(layer: rnn.Layer, x: Tensor) -> Tensor:
+def at_once(layer: rnn.Layer, x: Tensor, resets: Tensor | None = None) -> Tensor:
     """``unroll``, where stepping is an error."""
 
     def refused(*args: Any) -> Any:
@@ -48,7 +54,7 @@ def at_once(layer: rnn.Layer, x: Tensor) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "step", refused)
         patch.setattr(kind, "sequence", kind.sequence)
-        return layer.unroll(x)
+        return layer.unroll(x, resets)
 
 
 def warm(layer: rnn.Layer, x: Tensor) -> dict[str, Tensor]:
@@ -99,6 +105,60 @@ def test_a_sequence_at_once_is_its_steps(make: Make, steps: int) -> None:
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.5, 1.0])
+@plain
+def test_restarts_within_a_sequence_are_the_loop(make: Make, rate: float) -> None:
+    layer, x = make().double(), torch.randn(150, 3, 2, 3, dtype=torch.float64)
+    resets, states = torch.rand(150, 3) < rate, warm(layer, x)
+    expected = everything(layer, x, states, partial(by_steps, resets=resets))
+    got = everything(layer, x, states, partial(at_once, resets=resets))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10, msg=name)
+
+
+diagonals = pytest.mark.parametrize("make", [MAKERS[n] for n in ("S4D", "S5")], ids=["S4D", "S5"])
+
+
+@diagonals
+def test_what_is_before_a_restart_leaves_nothing_behind_it(make: Make) -> None:
+    layer, x = make().double(), torch.randn(90, 2, 3, dtype=torch.float64)
+    resets = torch.zeros(90, 2, dtype=torch.bool)
+    resets[30, 0] = True
+    x[20, 0] = 1e300
+    y = at_once(layer, x, resets)
+    layer.zero_states()
+    torch.testing.assert_close(y[30:, :1], at_once(layer, x[30:, :1]), rtol=1e-10, atol=1e-10)
+
+
+@diagonals
+def test_gradients_of_restarts_have_gradients_and_come_several_at_once(make: Make) -> None:
+    layer, x = make().double(), torch.randn(7, 2, 3, dtype=torch.float64)
+    resets, states = torch.rand(7, 2) < 0.3, warm(layer, x)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        layer.set_states(dict(zip(states, values, strict=True)))
+        return layer.unroll(x, resets)
+
+    leaves = [x.requires_grad_(), *(s.requires_grad_() for s in states.values())]
+    assert torch.autograd.gradgradcheck(run, leaves)
+    y = run(*leaves)
+    sources, cotangents = [*leaves, *layer.parameters()], torch.randn(2, *y.shape, dtype=y.dtype)
+    together = torch.autograd.grad(y, sources, cotangents, is_grads_batched=True, retain_graph=True)
+    for place, cotangent in enumerate(cotangents):
+        alone = torch.autograd.grad(y, sources, cotangent, retain_graph=True)
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[place], theirs, rtol=1e-10, atol=1e-10)
+
+
+@diagonals
+def test_a_compiled_sequence_restarts(make: Make) -> None:
+    layer, x, resets = make().double(), torch.randn(5, 2, 3).double(), torch.rand(5, 2) < 0.3
+    torch._dynamo.reset()
+    y = torch.compile(layer.unroll, fullgraph=True, backend="eager")(x, resets)
+    layer.zero_states()
+    torch.testing.assert_close(y, by_steps(layer, x, resets), rtol=1e-10, atol=1e-10)
 
 
 @plain

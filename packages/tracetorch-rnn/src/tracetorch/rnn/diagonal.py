@@ -29,6 +29,9 @@ METHODS = ("zoh", "bilinear")
 _LENGTH, _WIDE = 16, 1 << 13
 _CONTIGUOUS = torch.contiguous_format
 
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_BUT_FIRST, _BUT_LAST = slice(1, None), slice(None, -1)
+
 
 def log_uniform(low: float, high: float, *shape: int) -> Tensor:
     """Random numbers in [low, high) whose logarithms are uniform."""
@@ -104,51 +107,84 @@ def unrounded(device_type: str) -> AbstractContextManager[Any]:
 # ---------------------------------------------------------------------- recurrence
 
 
-def recurrence(start: Tensor, inputs: Tensor, decay: Tensor) -> Tensor:
+def recurrence(
+    start: Tensor, inputs: Tensor, decay: Tensor, resets: Tensor | None = None
+) -> Tensor:
     """h_t = decay · h_{t-1} + inputs_t for complex numbers, differentiable.
 
     Args:
         start: h before the first timestep, ``[…, 2]``.
         inputs: ``[T, …, 2]``, at least one timestep.
         decay: ``[…, 2]``, broadcast with ``start``.
+        resets: before which timesteps h is zero, boolean ``[T, B]``; B is the first dimension of
+            ``start``, over which ``decay`` does not vary then.
 
     Returns:
         h after every timestep, ``[T, …, 2]``.
     """
+    keep = None
+    if resets is not None:
+        keep = (~resets).view(*resets.shape, *(1,) * (start.ndim - 2))
     if torch.compiler.is_compiling():
-        return _by_steps(start, inputs, decay, reverse=False)
-    h: Tensor = _Recurrence.apply(start, inputs, decay, False)
+        return _by_steps(start, inputs, decay, keep, reverse=False)
+    h: Tensor = _Recurrence.apply(start, inputs, decay, keep, False)
     return h
 
 
 class _Recurrence(torch.autograd.Function):
-    """Its gradient with respect to the inputs is the same recurrence, backward in time."""
+    """Its gradient with respect to the inputs is the same recurrence, backward in time.
+
+    ``keep``, boolean ``[T, B, 1, …]``: whether a timestep has anything of the one computed before.
+    """
 
     @staticmethod
-    def forward(ctx: Any, start: Tensor, inputs: Tensor, decay: Tensor, reverse: bool) -> Tensor:
+    def forward(
+        ctx: Any, start: Tensor, inputs: Tensor, decay: Tensor, keep: Tensor | None, reverse: bool
+    ) -> Tensor:
+        bits = None
+        if keep is not None:
+            bits = -keep[..., None].to(_INTEGERS[inputs.dtype])  # all of a number's, or none
         h = torch.view_as_real(
-            _scanned(_complex(inputs), _complex(start), _complex(decay), reverse)
+            _scanned(_complex(inputs), _complex(start), _complex(decay), bits, reverse)
         )
-        ctx.save_for_backward(start, decay, h)
+        ctx.save_for_backward(start, decay, h, keep)
         ctx.reverse = reverse
         return h
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         (gradient,) = gradients
-        start, decay, h = ctx.saved_tensors
+        start, decay, h, keep = ctx.saved_tensors
         back = torch.view_as_real(_complex(decay).conj().resolve_conj())
         nothing, again = torch.zeros_like(start), not ctx.reverse
+        first, later, sooner = (
+            (-1, _BUT_LAST, _BUT_FIRST) if ctx.reverse else (0, _BUT_FIRST, _BUT_LAST)
+        )
         run = _by_steps if mode.batched([gradient]) else _Recurrence.apply
-        found = run(nothing, gradient, back, again)
-        first, now, before = (-1, found[:-1], h[1:]) if ctx.reverse else (0, found[1:], h[:-1])
-        into = _complex(back) * _complex(found[first])
+        found = run(nothing, gradient, back, _handed_back(keep, ctx.reverse), again)
+        begun = found[first]
+        if keep is not None:
+            begun = begun * keep[first, ..., None]
+        into = _complex(back) * _complex(begun)
         power = None
         if ctx.needs_input_grad[2]:
-            own = _complex(found[first]) * _complex(start).conj()
-            own = own + (_complex(now) * _complex(before).conj()).sum(0)
+            own = _complex(begun) * _complex(start).conj()
+            each = torch.view_as_real(_complex(found[later]) * _complex(h[sooner]).conj())
+            if keep is None:
+                own = own + _complex(each.sum(0))
+            else:  # a product of its own for the sum, where masking were another pass
+                kept = keep[later].flatten(1).to(each.dtype)
+                own = own.sum(0, keepdim=True) + _complex(torch.tensordot(kept, each, 2))
             power = torch.view_as_real(own.sum_to_size(decay.shape[:-1]))
-        return torch.view_as_real(into), found, power, None
+        return torch.view_as_real(into), found, power, None, None
+
+
+def _handed_back(keep: Tensor | None, reverse: bool) -> Tensor | None:
+    """What a timestep keeps of the gradient computed before: what that timestep kept of it."""
+    if keep is None:
+        return None
+    whole = torch.ones_like(keep[:1])
+    return torch.cat([whole, keep[:-1]] if reverse else [keep[1:], whole])
 
 
 def _complex(pairs: Tensor) -> Tensor:
@@ -161,60 +197,95 @@ def _parts(value: Tensor) -> Pair:
     return value[..., 0], value[..., 1]
 
 
-def _by_steps(start: Tensor, inputs: Tensor, decay: Tensor, reverse: bool) -> Tensor:
+def _by_steps(
+    start: Tensor, inputs: Tensor, decay: Tensor, keep: Tensor | None, reverse: bool
+) -> Tensor:
     """The loop, for whoever wants to see its operations: a compiler, ``is_grads_batched``."""
-    now, given, found = _parts(start), _parts(decay), []
-    for value in _ordered(inputs.unbind(0), reverse):
-        carried, own = times(given, now), _parts(value)
-        now = carried[0] + own[0], carried[1] + own[1]
-        found.append(paired(now))
+    now, given, found = start, _parts(decay), []
+    gates = [None] * len(inputs) if keep is None else keep.unbind(0)
+    for value, gate in _ordered(zip(inputs.unbind(0), gates, strict=True), reverse):
+        now = now if gate is None else torch.where(gate[..., None], now, 0.0)
+        now = value + paired(times(given, _parts(now)))
+        found.append(now)
     return torch.stack([*_ordered(found, reverse)])
 
 
-def _ordered(values: Iterable[Tensor], reverse: bool) -> list[Tensor]:
+def _ordered(values: Iterable[Any], reverse: bool) -> list[Any]:
     return [*values][::-1] if reverse else [*values]
 
 
-def _scanned(inputs: Tensor, start: Tensor, decay: Tensor, reverse: bool) -> Tensor:
+def _scanned(
+    inputs: Tensor, start: Tensor, decay: Tensor, bits: Tensor | None, reverse: bool
+) -> Tensor:
     """The recurrence over complex tensors, without gradients."""
     steps = len(inputs)
     narrow = inputs.is_cuda or start.numel() < _WIDE
     h = torch.empty_like(inputs)
     if steps < 2 * _LENGTH or not narrow:
-        _loop(inputs, start, decay, h, reverse)
+        _loop(inputs, start, decay, bits, h, reverse)
         return h
     # what does not fill a segment comes last in the order of computation
     rest = steps % _LENGTH
     whole = slice(rest, None) if reverse else slice(steps - rest)
     left = slice(rest) if reverse else slice(steps - rest, None)
-    end = _segments(inputs[whole], start, decay, h[whole], reverse)
-    _loop(inputs[left], end, decay, h[left], reverse)
+    gates = [None, None] if bits is None else [bits[whole], bits[left]]
+    end = _segments(inputs[whole], start, decay, gates[0], h[whole], reverse)
+    _loop(inputs[left], end, decay, gates[1], h[left], reverse)
     return h
 
 
-def _loop(inputs: Tensor, now: Tensor, decay: Tensor, h: Tensor, reverse: bool) -> None:
-    rows = zip(inputs.unbind(0), h.unbind(0), strict=True)
-    for value, place in [*rows][::-1] if reverse else rows:
+def _loop(
+    inputs: Tensor,
+    now: Tensor,
+    decay: Tensor,
+    bits: Tensor | None,
+    h: Tensor | None,
+    reverse: bool,
+) -> Tensor:
+    """Step by step: the last states; all of them where there is an ``h`` to hold them."""
+    own = torch.empty_like(now) if h is None or bits is not None else now
+    nothing = [None] * len(inputs)
+    gates = nothing if bits is None else bits.unbind(0)
+    places = [own] * len(inputs) if h is None else h.unbind(0)
+    timesteps = zip(inputs.unbind(0), gates, places, strict=True)
+    for value, gate, place in _ordered(timesteps, reverse):
+        if gate is not None:
+            now = _masked(now, gate, own)
         now = torch.addcmul(value, decay, now, out=place)
+    return now
 
 
-def _segments(inputs: Tensor, start: Tensor, decay: Tensor, h: Tensor, reverse: bool) -> Tensor:
-    """All segments side by side, each from zero; then what each adds to all that follow it.
+def _masked(value: Tensor, bits: Tensor, out: Tensor) -> Tensor:
+    """Complex numbers or exact zeros, also for infinities: several times as fast as ``where``."""
+    parts, place = (torch.view_as_real(tensor).view(bits.dtype) for tensor in (value, out))
+    torch.bitwise_and(parts, bits, out=place)
+    return out
+
+
+def _segments(
+    inputs: Tensor,
+    start: Tensor,
+    decay: Tensor,
+    bits: Tensor | None,
+    h: Tensor,
+    reverse: bool,
+) -> Tensor:
+    """All segments side by side: where each ends from zero, hence where it begins, then its states.
 
     Returns:
         The last states.
     """
-    cut = inputs.view(len(inputs) // _LENGTH, _LENGTH, *inputs.shape[1:])
-    own = h.view(cut.shape)
-    _loop(cut.transpose(0, 1), torch.zeros_like(start), decay, own.transpose(0, 1), reverse)
-    carried = torch.stack([decay] * _LENGTH).cumprod(0)
-    last = 0 if reverse else -1
-    ends = _scanned(own[:, last].contiguous(), start, carried[-1], reverse)
+    cut = inputs.view(len(inputs) // _LENGTH, _LENGTH, *inputs.shape[1:]).transpose(0, 1)
+    own = h.view(len(cut[0]), _LENGTH, *h.shape[1:]).transpose(0, 1)
+    gates = through = None
+    if bits is not None:
+        gates = bits.view(len(cut[0]), _LENGTH, *bits.shape[1:]).transpose(0, 1)
+        through = gates.amax(0)  # minus one where all are
+    added = _loop(cut, torch.zeros_like(cut[0]), decay, gates, None, reverse)
+    ends = _scanned(added, start, torch.stack([decay] * _LENGTH).prod(0), through, reverse)
     begun = torch.cat([ends[1:], start[None]]) if reverse else torch.cat([start[None], ends[:-1]])
-    around = start.ndim - decay.ndim
-    factors = carried.flip(0) if reverse else carried
-    own.addcmul_(factors.view(_LENGTH, *(1,) * around, *decay.shape), begun[:, None])
-    return ends[last]
+    _loop(cut, begun, decay, gates, own, reverse)
+    return ends[0 if reverse else -1]
 
 
 # ---------------------------------------------------------------------- powers

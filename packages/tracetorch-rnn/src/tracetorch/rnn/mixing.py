@@ -73,7 +73,7 @@ class MixingSSM(Layer):
         return {"h_re": h_re, "h_im": h_im}, y
 
     def sequence(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """All projections in one product each, and between them the recurrence alone."""
         if not at_once(self, x, states.h_re, states.h_im):
@@ -81,7 +81,7 @@ class MixingSSM(Layer):
         maps = self.maps(p)
         with unrounded(x.device.type):
             start = paired((states.h_re, states.h_im))
-            h = recurrence(start, _driven(maps, x), paired(maps.decay))
+            h = recurrence(start, _driven(maps, x), paired(maps.decay), resets)
             y = _read(maps, h, x)
         return {"h_re": h[-1, ..., 0], "h_im": h[-1, ..., 1]}, y
 

@@ -1,7 +1,8 @@
 """Samples that restart within a sequence, for kernels that know nothing of restarts.
 
-What lies between two restarts of a sample is a sequence of its own. All of them stand side by side
-(:func:`pieces`), or those of a sample one after the other, apart (:func:`apart`).
+What lies between two restarts of a sample is a sequence of its own, a piece. All of them stand side
+by side (:func:`pieces`), or those of a sample one after the other, apart (:func:`apart`); or they
+are cut into chunks, most of which begin from nothing, or leave nothing behind (:func:`chunks`).
 """
 
 from __future__ import annotations
@@ -138,3 +139,93 @@ def _inverse(back: Tensor, order: Tensor) -> Tensor:
     """The places that ``back`` fills filled in."""
     order[back] = torch.arange(len(back), device=back.device)
     return order
+
+
+def piece_lengths(resets: Tensor) -> Tensor:
+    """How many timesteps the pieces of ``[T, B]`` have, sample by sample in the order of time."""
+    starts = resets.t().clone()
+    starts[:, 0] = True
+    return torch.bincount(starts.flatten().cumsum(0) - 1)
+
+
+class Chunks(NamedTuple):
+    """Where the pieces of ``[T, B]`` lie when they are cut into chunks of a length.
+
+    They lie sorted by kind: those that begin from nothing and leave nothing, of at most half the
+    length, which take up half of it, and longer ones; those that begin from nothing and hand a
+    state on to the next of their piece; those that begin with a state (one that was handed on, or
+    a sample's standing one) and hand one on; those that begin with one only.
+
+    Attributes:
+        rows: of the places in ``[T·B]``, theirs one chunk after the other; other rows are empty.
+        sizes: how many rows there are of each kind.
+        order: of those that hand a state on, one piece after the other in the order of time, their
+            places among them.
+        first: whether such a one, in that order, is the first of its piece.
+        carried: which of them, in that order, begin with a sample's standing state; whose it is.
+        sources: what each chunk begins with that does not begin from nothing: a row of the states
+            that were handed on, in that order, and behind them of the samples' standing ones.
+        last: of each sample, how many timesteps its last chunk has, its source, and whether it
+            has one.
+    """
+
+    rows: Tensor
+    sizes: list[int]
+    order: Tensor
+    first: Tensor
+    carried: tuple[Tensor, Tensor]
+    sources: Tensor
+    last: tuple[Tensor, Tensor, Tensor]
+
+
+def chunks(resets: Tensor, length: int) -> Chunks:
+    """Cut ``[T, B]`` at the restarts, and what is between them into chunks.
+
+    Args:
+        resets: booleans ``[T, B]``: a sample restarts before the timestep.
+        length: timesteps of a chunk, even; the last one of a piece may have fewer.
+
+    Example:
+        >>> import torch
+        >>> found = chunks(torch.tensor([[False, True], [False, False], [True, False]]), 2)
+        >>> found.rows.view(3, 2).tolist(), found.sizes
+        ([[3, 1], [4, 2], [0, 5]], [1, 0, 2, 0, 4])
+        >>> found.sources.tolist(), found.last[0].tolist()
+        ([1, 0], [1, 1])
+    """
+    steps, samples = resets.shape
+    resets = resets.t()  # samples first: their chunks are numbered one sample after the other
+    starts = resets.clone()
+    starts[:, 0] = True
+    time = torch.arange(steps, device=resets.device).expand(samples, steps)
+    since = time - torch.where(starts, time, 0).cummax(1).values
+    begins = since % length == 0
+    chunk = (begins.flatten().cumsum(0) - 1).view(samples, steps)
+    own = torch.arange(samples, device=resets.device)[:, None].expand(samples, steps)[begins]
+    first = (since == 0)[begins]
+    standing = (starts & ~resets)[begins]
+    hands = torch.cat([~first[1:], first.new_zeros(1)])
+    reads = ~first | standing
+    handed = hands.cumsum(0) - 1
+    source = torch.where(first, int(hands.sum()) + own, handed.roll(1))
+
+    alone = ~reads & ~hands
+    short = alone & (torch.bincount(chunk.flatten()) <= length // 2)
+    kinds = torch.where(reads, 4 - hands.long(), 1 + hands.long()) - short.long()
+    by_kind = kinds.argsort(stable=True)
+    counts = torch.bincount(kinds, minlength=5)
+    sizes = counts * torch.tensor([length // 2, *[length] * 4], device=counts.device)
+    slot = torch.empty_like(by_kind)
+    slot[by_kind] = torch.arange(len(slot), device=slot.device)
+    row = slot * length - torch.where(short, slot, counts[0]) * (length - length // 2)
+    ends = chunk[:, -1]
+    (carried,) = standing[hands].nonzero(as_tuple=True)
+    return Chunks(
+        (row[chunk] + since % length).t().flatten(),
+        sizes.tolist(),
+        slot[hands] - counts[:2].sum(),
+        first[hands],
+        (carried, own[hands][carried]),
+        source[by_kind][(~reads).sum() :],
+        (since[:, -1] % length + 1, source[ends], reads[ends]),
+    )

@@ -2,13 +2,14 @@
 
 Within a chunk the layer is a convolution, and between chunks a recurrence that is as many times
 shorter. Both are exact, from any state, and memory grows with the sequence alone. (A convolution of
-the whole sequence by FFT took 3.5 times as long at T = 512, and starts from zero only.)
+the whole sequence by FFT took 3.5 times as long at T = 512, and starts from zero only.) Where
+samples restart, chunks begin there, and most of them have no state before or after them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,13 @@ from tracetorch.rnn.diagonal import (
     times,
     unrounded,
 )
+from tracetorch.rnn.restarts import chunks, piece_lengths
 from tracetorch.rnn.spectra import INITIALISATIONS, as_pair
 
 # timesteps of a chunk: of 32, 64 and 128 the fastest at 32 complex states
 _CHUNK = 64
+# what they may be where samples restart, and what moving a number costs, in multiplications
+_LENGTHS, _MOVED = (_CHUNK, 48, 32, 24, 16, 8, 4), 64
 
 
 class S4D(Layer):
@@ -155,16 +159,22 @@ class S4D(Layer):
         return {"h_re": h_re, "h_im": h_im}, self._read_out(y, x, p)
 
     def sequence(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """Chunk by chunk, all at once."""
         if not at_once(self, x, states.h_re, states.h_im):
             return None
+        if resets is not None and torch.compiler.is_compiling():
+            return None  # how many chunks there are, a graph cannot depend on
         around, sizes = x.shape[1:-1], (self.in_features, self.d_state // 2, 2)
         start = paired((states.h_re, states.h_im)).reshape(around.numel(), *sizes)
         with unrounded(x.device.type):
             flat = x.reshape(len(x), around.numel(), x.shape[-1])
-            h, y = _chunked(flat, start, *self.discretised(p), p.C)
+            given = flat, start, *self.discretised(p), p.C
+            if resets is None or not bool(resets.any()):
+                h, y = _chunked(*given)
+            else:
+                h, y = _restarting(*given, resets.repeat_interleave(around[1:].numel(), 1))
         h = h.reshape(*around, *sizes)
         return {"h_re": h[..., 0], "h_im": h[..., 1]}, self._read_out(y.reshape(x.shape), x, p)
 
@@ -201,14 +211,106 @@ def _chunked(x: Tensor, start: Tensor, decay: Pair, into: Pair, C: Tensor) -> tu
     past = powers(paired(decay), length + 1).transpose(0, 1)  # [D, length + 1, n, 2]
     begun, final = _begun(cut, start.transpose(0, 1), past, torch.complex(*into), rest)
 
-    # what of a state at the start of a chunk comes out after l timesteps: the real part of read·āˡ
-    gain = 2 * torch.view_as_complex(C.contiguous())
-    rows = past[:, :length].flatten(-2).transpose(1, 2)  # [D, 2n, length]
-    read = _interleaved(begun * (gain * torch.complex(*decay))[:, None])
-    kernel = torch.bmm(_interleaved(gain * torch.complex(*into))[:, None], rows)[:, 0]
-    y = torch.baddbmm(torch.bmm(read, rows), cut, _toeplitz(kernel))
+    read = _reading(past[:, :length], decay, into, C)
+    y = read(cut, begun)
     y = y.view(channels, count, samples, length).permute(1, 3, 2, 0)
     return final.transpose(0, 1), y.reshape(count * length, samples, channels)[:steps]
+
+
+class _Reading(NamedTuple):
+    """What comes out of a chunk: what its inputs do at once, and what the state before it does.
+
+    Attributes:
+        matrix: from inputs to outputs, ``[D, length, length]``.
+        rows: from a state, read, to outputs: ``[D, 2n, length]``.
+        gain: by which a state is read, complex ``[D, n]``.
+    """
+
+    matrix: Tensor
+    rows: Tensor
+    gain: Tensor
+
+    def __call__(self, cut: Tensor, begun: Tensor) -> Tensor:
+        """2·Re(C·h) ``[D, S, length]`` of inputs ``[D, S, length]`` from states ``[D, S, n]``."""
+        read = _interleaved(begun * self.gain[:, None])
+        return torch.baddbmm(torch.bmm(read, self.rows), cut, self.matrix)
+
+
+def _reading(past: Tensor, decay: Pair, into: Pair, C: Tensor) -> _Reading:
+    """Of powers of the decay ``[D, length, n, 2]``; the rest as ``_chunked`` takes it."""
+    # what of a state at the start of a chunk comes out after l timesteps: the real part of read·āˡ
+    gain = 2 * torch.view_as_complex(C.contiguous())
+    rows = past.flatten(-2).transpose(1, 2)
+    kernel = torch.bmm(_interleaved(gain * torch.complex(*into))[:, None], rows)[:, 0]
+    return _Reading(_toeplitz(kernel), rows, gain * torch.complex(*decay))
+
+
+def _restarting(
+    x: Tensor, start: Tensor, decay: Pair, into: Pair, C: Tensor, resets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As ``_chunked``, where ``resets``, boolean ``[T, B]``, says before what samples restart."""
+    length = _fitting(piece_lengths(resets), start.shape[-2])
+    cut = chunks(resets, length)
+    past = powers(paired(decay), length + 1).transpose(0, 1)  # [D, length + 1, n, 2]
+    whole, factor = past[:, length], torch.complex(*into)
+    placed = x.new_zeros(sum(cut.sizes), x.shape[-1]).index_copy(0, cut.rows, x.flatten(0, 1))
+    short, *kinds = (
+        part.view(-1, steps, x.shape[-1]).permute(2, 0, 1)  # [D, chunks, timesteps]
+        for part, steps in zip(
+            placed.split_with_sizes(cut.sizes), (length // 2, *[length] * 4), strict=True
+        )
+    )
+
+    known = start
+    if len(cut.order):
+        entered = _entered(torch.cat(kinds[1:3], 1), past[:, :length], factor).transpose(0, 1)
+        begun = torch.view_as_complex(start[cut.carried[1]]) * torch.view_as_complex(whole)
+        entered = entered.index_select(0, cut.order)
+        entered = entered.index_add(0, cut.carried[0], torch.view_as_real(begun))
+        zero = torch.zeros_like(start[:1])
+        handed = recurrence(zero, entered[:, None], whole, cut.first[:, None])[:, 0]
+        known = torch.cat([handed, start])
+
+    read = _reading(past[:, :length], decay, into, C)
+    half = read.matrix[:, : length // 2, : length // 2]
+    found = (
+        torch.bmm(short.contiguous(), half.contiguous()),
+        torch.bmm(torch.cat(kinds[:2], 1), read.matrix),
+        read(torch.cat(kinds[2:], 1), _selected(known, cut.sources)),
+    )
+    y = torch.cat([part.permute(1, 2, 0).flatten(0, 1) for part in found])
+    final = _final(x, known, cut.last, past, factor)
+    return final, y.index_select(0, cut.rows).view(x.shape)
+
+
+def _final(
+    x: Tensor, known: Tensor, last: tuple[Tensor, Tensor, Tensor], past: Tensor, into: Tensor
+) -> Tensor:
+    """The last states ``[B, D, n, 2]``, from what is known before chunks and inputs since then."""
+    left, source, reads = last
+    recent = min(len(x), past.shape[1] - 1)
+    held = torch.arange(recent, 0, -1, device=x.device)[:, None] <= left
+    newest = (x[len(x) - recent :] * held[..., None]).permute(2, 1, 0)
+    carried = _selected(known, source) * _selected(past.transpose(0, 1), left)
+    carried = torch.view_as_real(carried) * reads[:, None, None]
+    return (_entered(newest, past[:, :recent], into) + carried).transpose(0, 1)
+
+
+def _selected(states: Tensor, index: Tensor) -> Tensor:
+    """Of states ``[S, D, n, 2]``: complex, channels first."""
+    return torch.view_as_complex(states.index_select(0, index).transpose(0, 1).contiguous())
+
+
+def _fitting(lengths: Tensor, states: int) -> int:
+    """The length of chunks with least to do for pieces of these lengths."""
+    costs = []
+    for length in _LENGTHS:
+        handed = -(-lengths // length) - 1
+        short = lengths <= length // 2
+        steps = torch.where(short, length // 2, (handed + 1) * length)
+        convolved = steps * (torch.where(short, length // 2, length) + _MOVED)
+        costs.append((convolved + handed * states * (4 * length + 2 * _MOVED)).sum())
+    return _LENGTHS[int(torch.stack(costs).argmin())]
 
 
 def _begun(
