@@ -58,6 +58,72 @@ def test_a_delay_keeps_the_contract(learn: bool) -> None:
         tt.testing.gradients_match_differences(make, x)
 
 
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_delay_as_long_as_there_can_be_unrolls_as_it_steps(learn: bool) -> None:
+    x = torch.randn(9, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tt.testing.step_equals_unroll(lambda: snn.Delay(3, 4.0, learn_delay=learn).double(), x)
+
+
+def looped(layer: snn.Delay, x: torch.Tensor, resets: torch.Tensor) -> torch.Tensor:
+    outputs = []
+    for mask, now in zip(resets, x, strict=True):
+        layer.zero_states(mask)
+        outputs.append(layer(now))
+    return torch.stack(outputs)
+
+
+@given(
+    delays=st.lists(st.floats(0, 6), min_size=3, max_size=3),
+    around=st.sampled_from([(), (2,)]),
+    rank=st.integers(0, 1),
+    length=st.integers(1, 30),
+    rate=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
+    learn=st.booleans(),
+    bad=st.sampled_from([None, None, float("inf"), float("nan")]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_restarts_within_a_sequence_are_the_loop(
+    delays: list[float],
+    around: tuple[int, ...],
+    rank: int,
+    length: int,
+    rate: float,
+    learn: bool,
+    bad: float | None,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    delay = torch.tensor(delays, dtype=torch.float64) if rank else delays[0]
+    layer = snn.Delay(3, delay, 7, delay_rank=rank, learn_delay=learn).double()
+    x, resets = torch.randn(length, 4, *around, 3).double(), torch.rand(length, 4) < rate
+    standing = torch.randn(4, *around, 3, 7, dtype=torch.float64)
+    if bad is not None:
+        x[length // 2, 1] = bad
+    found = []
+    for run in (looped, snn.Delay.unroll):
+        sources = [x.clone().requires_grad_(), standing.clone().requires_grad_()]
+        layer.set_states({"recent": sources[1]})
+        ends = [run(layer, sources[0], resets), layer.recent]
+        loss = sum(((k + 1) * end.nan_to_num(0, 0, 0).sin()).sum() for k, end in enumerate(ends))
+        found.append([*ends, *torch.autograd.grad(loss, [*sources, *layer.parameters()])])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+def test_no_samples_restart_as_well() -> None:
+    y = snn.Delay(3, 2.0).unroll(torch.rand(6, 0, 3), torch.zeros(6, 0, dtype=torch.bool))
+    assert y.shape == (6, 0, 3)
+
+
+def test_a_compiled_delay_restarts() -> None:
+    layer, x = snn.Delay(3, torch.tensor([0.0, 1.5, 3.0])), torch.randn(9, 2, 3)
+    resets = torch.rand(9, 2) < 0.3
+    torch._dynamo.reset()
+    y = torch.compile(layer.unroll, fullgraph=True, backend="eager")(x, resets)
+    layer.zero_states()
+    torch.testing.assert_close(y, looped(layer, x, resets))
+
+
 def test_whole_delays_leave_spikes_spikes_and_a_sequence_goes_on() -> None:
     spikes = (torch.rand(40, 5, 4, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     layer = snn.Delay(4, torch.tensor([0.0, 1.0, 3.0, 7.0]))

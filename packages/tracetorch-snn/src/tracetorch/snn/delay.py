@@ -64,33 +64,53 @@ class Delay(Layer):
         history = torch.cat([x.unsqueeze(-1), states.recent], -1)
         whole, rest = self._split(p.delay)
         index = whole.expand(x.shape).unsqueeze(-1)
-        older = (index + 1).clamp(max=self.longest)
-        y = (1 - rest) * history.gather(-1, index)[..., 0] + rest * history.gather(-1, older)[
-            ..., 0
-        ]
-        return {"recent": history[..., : self.longest]}, y
+        newer, older = (history.gather(-1, place)[..., 0] for place in (index, index + 1))
+        return {"recent": history[..., : self.longest]}, (1 - rest) * newer + rest * older
 
     def sequence(
-        self, states: Any, x: Tensor, p: Any
+        self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
         """All timesteps at once: what was before them, then they."""
-        before = states.recent.movedim(-1, 0).flip(0)
-        history = torch.cat([before, x], 0)
+        history = torch.cat([states.recent.movedim(-1, 0).flip(0), x], 0)
+        recent = history[len(history) - self.longest :].flip(0).movedim(0, -1)
         whole, rest = self._split(p.delay)
-        times = torch.arange(len(x), device=x.device) + self.longest
-        index = (times.view(-1, *[1] * (x.ndim - 1)) - whole).expand(x.shape)
-        older = (index - 1).clamp(min=0)
-        y = (1 - rest) * history.gather(0, index) + rest * history.gather(0, older)
-        return {"recent": history[len(history) - self.longest :].flip(0).movedim(0, -1)}, y
+        near, far = 1 - rest, rest
+        if resets is not None:
+            # a factor of zero forgets what is finite, several times as fast as a choice does
+            if not (torch.compiler.is_compiling() or bool(history.detach().sum().isfinite())):
+                return None
+            since = _since(resets, self.longest).view(*resets.shape, *[1] * (x.ndim - 3))
+            spans = torch.arange(self.longest + 1, device=x.device)
+            recent = recent * (spans[:-1] <= since[-1, ..., None, None])
+            near, far = _known(near, whole, spans, since), _known(far, whole + 1, spans, since)
+        # of one timestep more: what is the newer of two values for one is the older for the next
+        times = torch.arange(self.longest - 1, len(history), device=x.device)
+        index = times.view(-1, *[1] * (x.ndim - 1)) - whole
+        found = history.gather(0, index.expand(-1, *x.shape[1:]))
+        return {"recent": recent}, near * found[1:] + far * found[:-1]
 
     def _split(self, delay: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole timesteps, below ``longest``, and the rest, in 0…1."""
         held = delay.clamp(0, self.longest)
-        whole = held.detach().floor()
+        whole = held.detach().floor().clamp(max=self.longest - 1)
         return whole.long(), held - whole
 
     def extra_repr(self) -> str:
         """Neurons, delay, the longest one, dim."""
         return f"{super().extra_repr()}, longest={self.longest}"
+
+
+def _since(resets: Tensor, longest: int) -> Tensor:
+    """Timesteps since the last restart ``[T, B]``, at most ``longest``: as good as none."""
+    times = torch.arange(len(resets), device=resets.device)[:, None]
+    last = torch.where(resets, times, -longest).cummax(0).values
+    return (times - last).clamp(max=longest)
+
+
+def _known(factor: Tensor, age: Tensor, spans: Tensor, since: Tensor) -> Tensor:
+    """A factor of inputs of that age, zero where they are from before the last restart."""
+    rows = (factor * (age <= spans[:, None])).index_select(0, since.flatten())
+    return rows.view(*since.shape, rows.shape[-1])
 
 
 def _longest(delay: float | Tensor, longest: int | None) -> int:
