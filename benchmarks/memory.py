@@ -53,7 +53,7 @@ def measure(context: Context) -> Data:
         "lengths": list(effort.lengths),
         "of lengths": [peak("ours", shape._replace(timesteps=t), 1) for t in effort.lengths],
         "scan shape": str(scan),
-        "scan": {key: peak(key, scan, 1) for key in scans},
+        "scan": {key: peak(key, scan, effort.processes) for key in scans},
     }
 
 
