@@ -63,8 +63,9 @@ def _file(rng: random.Random, path: Path, write: Callable[[Net], None],
     read(fresh)
     found = _values(fresh, weights)
     assert len(found) == 1, f"{path.name} holds parts of {sorted(found)}"
-    write(fresh)  # what a killed one left is in nobody's way
+    write(fresh)  # and removes what a killed one left
     read(fresh)
+    assert not any(left.stat().st_size for left in path.parent.glob(".*.tmp"))
 
 
 def _cache(rng: random.Random, folder: Path, number: int) -> None:

@@ -53,6 +53,9 @@ class FullDisk:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
+    def fileno(self) -> int:
+        return self.file.fileno()
+
     def write(self, data: bytes) -> None:
         self.file.write(data[: len(data) // 2])
         self.file.flush()
@@ -146,6 +149,8 @@ KILLED = """
             return self
         def __exit__(self, *_):
             pass
+        def fileno(self):
+            return self.file.fileno()
         def write(self, data):
             self.file.write(data[: len(data) // 2])
             self.file.flush()
@@ -179,7 +184,51 @@ def test_a_save_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     said = json.loads(done.stdout)
     assert len(said) == 6
     assert set(said.values()) == {-signal.SIGKILL}
+    assert len([*tmp_path.iterdir()]) == 2 * len(said)  # what was being written is left
     for name in said:
         model = Holder(Trace(2))
         model.load_states(tmp_path / name)
         assert model.held[0].mem.tolist() == [[0.5, 2.0]]
+        model.save_states(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == said.keys()
+
+
+def left(target: Path, digits: str, content: bytes = b"half") -> Path:
+    """A file as a process leaves it that is killed while it writes."""
+    path = target.with_name(f".{target.name}.{digits:0<32}.tmp")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of files are POSIX")
+def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
+    target, host = tmp_path / "a.pt", atomic._host()
+    gone = [left(target, host + "1"), left(target, host + "2")]
+    empty = left(target, host + "3", b"")
+    elsewhere = left(target, f"{int(host, 16) ^ 1:08x}")
+    others = [left(tmp_path / name, host) for name in ("b.pt", "a.pt.pt", "aapt")]
+    own = tmp_path / f".a.pt.{host}.tmp"
+    own.write_bytes(b"a name that is not quite one")
+    with atomic.replacing(target) as file:
+        file.write(b"slow")
+        file.flush()
+        (written,) = {*tmp_path.iterdir()} - {empty, elsewhere, own, *others}
+        assert written not in gone
+        atomic.replaced(target, b"quick")
+        assert {*tmp_path.iterdir()} == {target, written, empty, elsewhere, own, *others}
+    assert target.read_bytes() == b"slow"
+    os.utime(elsewhere, (0, 0))
+    atomic.replaced(target, b"new")
+    assert {*tmp_path.iterdir()} == {target, empty, own, *others}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of files are POSIX")
+def test_without_locks_files_are_saved_and_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "_lock", _raising(OSError(errno.ENOLCK, "no locks")))
+    target = tmp_path / "a.pt"
+    other = left(target, atomic._host())
+    atomic.replaced(target, b"new")
+    assert {*tmp_path.iterdir()} == {target, other}
+    assert target.read_bytes() == b"new"

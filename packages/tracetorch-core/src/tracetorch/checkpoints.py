@@ -70,11 +70,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, **parts: Any
     _refuse_others(content["objects"], "")
     _refuse_others(values, "")
     said = {"format": FORMAT, "version": formats.version(), **content}
-    with replacing(Path(path)) as temporary, open(temporary, "x+b") as file:
+    with replacing(Path(path)) as file:
         torch.save(said, file)
         seals.seal(file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load_checkpoint(
