@@ -321,6 +321,7 @@ def test_an_unbatched_sequence_takes_no_resets() -> None:
 class Resting(Trace):
     """Restarts at a membrane of 1."""
 
+    @functools.wraps(tt.Layer.zero_states)
     def zero_states(self, mask: Tensor | None = None) -> None:
         super().zero_states(mask)
         if mask is not None and self.tt.states["mem"] is not None:
@@ -340,6 +341,7 @@ def test_a_zero_states_of_ones_own_restarts() -> None:
     class Counted(OneLayer):
         calls = 0
 
+        @functools.wraps(tt.Model.zero_states)  # what it wraps is not taken for it
         def zero_states(self, mask: Tensor | None = None) -> None:
             super().zero_states(mask)
             type(self).calls += mask is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from tracetorch.engine import serving
 from tracetorch.engine.lane import Lane
 from tracetorch.engine.request import Request, Subject
 from tracetorch.errors import StateError, not_dense
-from tracetorch.layer_states import Stateful, fitted_resets, standing
+from tracetorch.layer_states import fitted_resets, standing
 from tracetorch.modules import hooked
 from tracetorch.passage import refuse_strangers
 from tracetorch.randomness import RANDOM, after
@@ -39,22 +39,15 @@ from tracetorch.timestep import (
     timestep,
     versions,
 )
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def standard(method: _Method) -> _Method:
-    """Marks what a layer does not have to be asked about: the methods of ``tt.Layer`` itself."""
-    method.standard = True  # type: ignore[attr-defined]
-    return method
+from tracetorch.written import own
 
 
 def peculiar(layer: nn.Module) -> Reason | None:
     """What of a layer asks for a call at every timestep; None where a sequence serves as well."""
     kind = type(layer)
     name = kind.__name__
-    own = {} if torch.compiler.is_compiling() else vars(layer)
-    if "forward" in own or not hasattr(kind.forward, "standard"):
+    held = {} if torch.compiler.is_compiling() else vars(layer)
+    if "forward" in held or own(kind, "forward"):
         return Reason(Unfused.OWN, (name, "forward"))
     if kind.__call__ is not nn.Module.__call__:
         return Reason(Unfused.OWN, (name, "__call__"))
@@ -84,7 +77,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
         return y
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
-    if fused and hasattr(layer.sequence, "standard"):
+    if fused and not own(type(layer), "sequence"):
         answer = serving.step(_request(layer, x, x, parameters, single=True))
         if answer is not None:
             _keep(layer, answer, x, 1)
@@ -173,13 +166,13 @@ def _at_once(
     if chosen() == EAGER or mode.transformed():
         return None
     why = peculiar(layer)
-    if why is None and resets is not None and type(layer).zero_states is not Stateful.zero_states:
+    if why is None and resets is not None and own(type(layer), "zero_states"):
         why = Reason(Unfused.OWN, (type(layer).__name__, "zero_states"))
     if why is not None:
         cannot(layer, why)
         return None
     why = None
-    if not hasattr(layer.sequence, "standard"):
+    if own(type(layer), "sequence"):
         why = Reason(Unfused.RECORDED) if record else _outdated(layer)
         y = None if why is not None else _by_its_own(layer, x, resets)
         if y is not None:

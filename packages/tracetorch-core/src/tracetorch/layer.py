@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import constraints
-from tracetorch.calls import called, standard, subject_of, unrolled
+from tracetorch.calls import called, subject_of, unrolled
 from tracetorch.constraints import Constraint
 from tracetorch.declaration import Record, check_name
 from tracetorch.effective import assign, brief, effective, promoted
@@ -25,6 +25,7 @@ from tracetorch.numbering import number
 from tracetorch.parameters import ParameterSpec, checked_integer, parameter_shape, to_raw
 from tracetorch.randomness import RANDOM, Random
 from tracetorch.states import StateSpec
+from tracetorch.written import standard
 
 
 class Layer(Stateful):

@@ -28,6 +28,7 @@ from tracetorch.states import (
     keep_where,
     restarted,
 )
+from tracetorch.written import standard
 
 States = dict[str, Tensor | None]
 
@@ -294,6 +295,7 @@ class Stateful(nn.Module):
     dim: int
     tt: Record
 
+    @standard
     def zero_states(self, mask: Tensor | None = None) -> None:
         """Every state back to None; with a mask only the samples where it is true restart.
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tracetorch import saving
-from tracetorch.calls import standard
 from tracetorch.errors import StateError, located
 from tracetorch.layer import Layer
 from tracetorch.states import IncompatibleStates, checked_states, compared
 from tracetorch.walk import Boundary, named_layers
+from tracetorch.written import standard
 
 
 class StatesOfLayers(Boundary):

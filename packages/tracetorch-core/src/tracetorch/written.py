@@ -6,8 +6,10 @@ import dis
 import functools
 import sys
 import types
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _SETTLED = ("tracetorch", "torch", "numpy", "builtins")
 
@@ -21,6 +23,23 @@ def settled(module: str | None) -> bool:
 def written(kind: type) -> list[type]:
     """Of a class and its bases, those that a user wrote."""
     return [base for base in kind.__mro__ if not settled(base.__module__)]
+
+
+_standard: set[Callable[..., Any]] = set()
+
+
+def standard(method: _Method) -> _Method:
+    """A method of the library's own base classes: :func:`own` asks whether a class has another."""
+    _standard.add(method)
+    return method
+
+
+def own(kind: type, name: str) -> bool:
+    """Whether a class has a method of its own in the place of a ``standard`` one."""
+    return getattr(kind, name) not in _standard
+
+
+own._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Names(NamedTuple):

@@ -32,6 +32,7 @@ from tracetorch.sequences.packing import packing
 from tracetorch.sequences.recomputing import restored_states
 from tracetorch.states import checked_resets
 from tracetorch.walk import named_layers
+from tracetorch.written import own
 
 
 class Options(NamedTuple):
@@ -143,8 +144,7 @@ class _Run:
         why: Reason | None = None
         if options.fold is False and not self._recompute:
             return Reason(Unfolded.ASKED)
-        own = type(model).zero_states
-        if options.resets is not None and not hasattr(own, "standard"):
+        if options.resets is not None and own(type(model), "zero_states"):
             why = Reason(Unfolded.OWN, (type(model).__name__, "zero_states"))
             model.tt.tell(model, why)
         elif name := self._hooked():
