@@ -176,8 +176,9 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     outputs, inputs = weight.shape
     if not (
         weight.stride() == (1, outputs)
-        and x.shape[-1:] == (inputs,)
         and x.numel()
+        and x.ndim
+        and x.shape[-1] == inputs
         and (bias is None or _ordinary(bias, kind, outputs))
     ):
         return False

@@ -12,7 +12,7 @@ enum { BYTES = 16, VECTORS = 8 };
 // cache meanwhile, inputs that are looked through at a time, events before which a row is asked for
 enum { PANEL = 64, ROWS = (512 << 10) / (BYTES * VECTORS), LOOKED_AT = 1 << 18, AHEAD = 2 };
 // additions below which other threads take longer to wake than the work takes
-enum { ALONE = 3 << 20 };
+enum { ALONE = 1 << 20 };
 enum { BATCH, INPUTS, OUTPUTS, MOST, SAMPLES, SPLITS, SIZES };
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -22,10 +22,11 @@ ENTRIES = {torch.float32: "run_float", torch.float64: "run_double"}
 # weights below which a call costs more than it saves, and outputs below which rows are too short
 SMALLEST, NARROWEST = 1 << 16, 32
 # up to so many samples, up to what share of inputs events are faster; and with more samples
-_SHARES, _SHARE = ((4, 0.7), (16, 0.45)), 0.4
+_SHARES, _SHARE = ((4, 0.7), (16, 0.55)), 0.4
 # up to so many weights, which lie in a cache, a few samples are always faster
 _FEW, _CACHED = 4, 1 << 22
 
+_threads = torch.get_num_threads
 _pack, _pack_sizes = struct.Struct("4P").pack, struct.Struct("4q").pack
 
 
@@ -56,13 +57,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         bias: ``[outputs]``, contiguous.
     """
     outputs, inputs = weight.shape
-    samples, shape = x.numel() // inputs, (*x.shape[:-1], outputs)
-    y = memory.empty(shape, x.dtype, x.device) if samples > _SHARES[-1][0] else x.new_empty(shape)
+    samples, dtype = x.numel() // inputs, x.dtype
+    shape = [*x.shape]
+    shape[-1] = outputs
+    y = memory.empty(shape, dtype, x.device) if samples > _SHARES[-1][0] else x.new_empty(*shape)
     pointers = _pack(
         x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     )
     given = _pack_sizes(samples, inputs, outputs, most(samples, inputs, outputs))
-    return y if _kernel(x.dtype)(pointers, given, torch.get_num_threads()) else None
+    return y if _kernel(dtype)(pointers, given, _threads()) else None
 
 
 @functools.cache

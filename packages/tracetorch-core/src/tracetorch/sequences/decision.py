@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -69,24 +67,13 @@ class Decisions(Bookkeeping):
     def __reduce__(self) -> tuple[type[Decisions], tuple[()]]:
         return Decisions, ()
 
-    @contextmanager
-    def alone(self, model: nn.Module) -> Iterator[None]:
+    def alone(self, model: nn.Module) -> Alone:
         """Within it, this thread has the model.
 
         Raises:
-            RuntimeError: another thread has it.
+            RuntimeError: another thread has it, as it is entered.
         """
-        me = threading.get_ident()
-        # one operation, which no other thread can come between
-        if vars(self).setdefault("having", me) != me:
-            raise RuntimeError(in_use(model))
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
-            if not self.depth:
-                vars(self).pop("having", None)
+        return Alone(self, model)
 
     def tell(self, model: nn.Module, why: Reason) -> None:
         """In the log, once."""
@@ -95,6 +82,27 @@ class Decisions(Bookkeeping):
         if once not in self._told and not torch.compiler.is_compiling():
             self._told.add(once)
             _log.info("%s", message)
+
+
+class Alone:
+    """A model in the hands of one thread, for a ``with``."""
+
+    __slots__ = "_decisions", "_model"
+
+    def __init__(self, decisions: Decisions, model: nn.Module) -> None:
+        self._decisions, self._model = decisions, model
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        # one operation, which no other thread can come between
+        if vars(self._decisions).setdefault("having", me) != me:
+            raise RuntimeError(in_use(self._model))
+        self._decisions.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._decisions.depth -= 1
+        if not self._decisions.depth:
+            vars(self._decisions).pop("having", None)
 
 
 def kind_of(model: nn.Module, x: Tensor) -> Kind:
