@@ -9,6 +9,9 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+// what a kernel calls for each of its arrays, outside its inner loops: compiled once, not at each
+// call, which takes half of a compiler's time for a kernel of many
+#define ONCE static __attribute__((noinline))
 
 struct bfloat16 { uint16_t bits; };
 
@@ -169,8 +172,8 @@ INLINE double pow(double x, double y) { return __builtin_pow(x, y); }
 
 // one value per lane from one per neuron (stride 1) or one for all (stride 0)
 template <typename real>
-INLINE void gather(real *to, int width, const void *from, int64_t stride, int64_t lane, int rest,
-                   int64_t neurons, int64_t inner) {
+ONCE void gather(real *to, int width, const void *from, int64_t stride, int64_t lane, int rest,
+                 int64_t neurons, int64_t inner) {
     const real *values = (const real *)from;
     int64_t neuron = lane / inner % neurons, place = lane % inner;
     if (!stride) {
@@ -194,16 +197,16 @@ INLINE void gather(real *to, int width, const void *from, int64_t stride, int64_
     }
 }
 template <typename real>
-INLINE void take(real *to, int width, const void *from, int64_t at, int rest) {
+ONCE void take(real *to, int width, const void *from, int64_t at, int rest) {
     if (!from) rest = 0;
     if (rest) memcpy(to, (const real *)from + at, rest * sizeof(real));
     for (int i = rest; i < width; ++i) to[i] = 0;
 }
-template <typename real> INLINE void give(const real *from, void *to, int64_t at, int rest) {
+template <typename real> ONCE void give(const real *from, void *to, int64_t at, int rest) {
     if (to) memcpy((real *)to + at, from, rest * sizeof(real));
 }
 // what comes to a state from its own sequence, where that is not null
-template <typename real> INLINE void add(real *to, const void *from, int64_t at, int rest) {
+template <typename real> ONCE void add(real *to, const void *from, int64_t at, int rest) {
     if (!from) return;
     for (int i = 0; i < rest; ++i) to[i] += ((const real *)from)[at + i];
 }
@@ -247,8 +250,8 @@ INLINE void streamed() {
 
 // a parameter's gradient from that of each lane, for one value per neuron (stride 1) or one for all
 template <typename real>
-static void sum_lanes(const void *from, void *to, int64_t lanes, int64_t neurons, int64_t inner,
-                      int64_t stride) {
+ONCE void sum_lanes(const void *from, void *to, int64_t lanes, int64_t neurons, int64_t inner,
+                    int64_t stride) {
     const real *parts = (const real *)from;
     real *sums = (real *)to;
     if (!stride) {
@@ -309,7 +312,8 @@ struct Restarts {
         const int done[] = {(zero(arrays, own), 0)...};
         (void)done;
     }
-    template <typename real> void zero(real *array, const uint8_t *own) const {
+    template <typename real>
+    __attribute__((noinline)) void zero(real *array, const uint8_t *own) const {
         if (per == 1) {  // a lane each
             for (int i = 0; i < rest; ++i) array[i] = own[i] ? real(0) : array[i];
             return;
