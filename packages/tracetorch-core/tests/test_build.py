@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import multiprocessing
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from tracetorch.engine import build
 
 # one layer through the engine in a fresh process; says which files it compiled, and the answer
 RUN = """
-import logging, subprocess, sys, torch, tracetorch as tt
+import logging, os, subprocess, sys, tempfile
+os.environ.update(environment)
+tempfile.tempdir = None
+sys.stdout = sys.stderr = open(said, "w")
+import torch, tracetorch as tt
 from tracetorch import testing
 from tracetorch.engine.serving import programs
 logging.basicConfig(level=logging.INFO, format="LOG %(message)s", stream=sys.stdout)
@@ -31,14 +36,32 @@ print("BACKEND", bool(programs(layer.tt.findings)))
 print("STATUS", tt.backends.status()["cpp"])
 """
 
+# a process forked from one that has imported the library, and nothing else, is as fresh as any
+PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    PROCESSES.set_forkserver_preload(["tracetorch.testing"])
 
-def run(cache: Path, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], capture_output=True, text=True, check=False,
-        env={**os.environ, "TRACETORCH_CACHE_DIR": str(cache), **environment},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+def start(cache: Path, said: Path, **environment: str) -> BaseProcess:
+    environment = {"TRACETORCH_CACHE_DIR": str(cache), **environment}
+    names = {"environment": environment, "said": str(said)}
+    process = PROCESSES.Process(target=exec, args=(RUN, names))
+    process.start()
+    return process
+
+
+def end(process: BaseProcess, said: Path) -> str:
+    process.join()
+    text = said.read_text()
+    assert process.exitcode == 0, text
+    return text
+
+
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """``run(cache, **environment)``: what such a process says."""
+    said = tmp_path_factory.mktemp("said") / "text"
+    return lambda cache, **environment: end(start(cache, said, **environment), said)
 
 
 def entries(cache: Path) -> list[Path]:
@@ -50,7 +73,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "kernels"
 
 
-def test_a_kernel_is_compiled_once_and_found_again(cache: Path) -> None:
+def test_a_kernel_is_compiled_once_and_found_again(run: Callable[..., str], cache: Path) -> None:
     assert run(cache).count("COMPILED") == 1
     before = {path: path.read_bytes() for path in entries(cache)}
     assert len(before) == 1
@@ -60,7 +83,7 @@ def test_a_kernel_is_compiled_once_and_found_again(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "a bit flipped", "another file"])
-def test_a_damaged_entry_is_rebuilt(cache: Path, damage: str) -> None:
+def test_a_damaged_entry_is_rebuilt(run: Callable[..., str], cache: Path, damage: str) -> None:
     run(cache)
     (entry,) = entries(cache)
     whole = entry.read_bytes()
@@ -78,7 +101,9 @@ def test_a_damaged_entry_is_rebuilt(cache: Path, damage: str) -> None:
     assert "COMPILED" not in run(cache)
 
 
-def test_a_folder_that_others_can_write_to_is_not_used(cache: Path) -> None:
+def test_a_folder_that_others_can_write_to_is_not_used(
+    run: Callable[..., str], cache: Path
+) -> None:
     cache.mkdir()
     cache.chmod(0o777)
     said = run(cache)
@@ -87,7 +112,9 @@ def test_a_folder_that_others_can_write_to_is_not_used(cache: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-def test_an_entry_that_others_can_write_to_is_not_loaded(cache: Path) -> None:
+def test_an_entry_that_others_can_write_to_is_not_loaded(
+    run: Callable[..., str], cache: Path
+) -> None:
     run(cache)
     (entry,) = entries(cache)
     entry.chmod(0o777)
@@ -95,25 +122,31 @@ def test_an_entry_that_others_can_write_to_is_not_loaded(cache: Path) -> None:
     assert not entry.stat().st_mode & 0o022
 
 
-def test_a_folder_that_cannot_be_written_does_not_stop_the_kernel(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_does_not_stop_the_kernel(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "BACKEND True" in run(tmp_path / "file" / "kernels")
 
 
-def test_a_full_disk_leaves_the_layer_stepping(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_layer_stepping(run: Callable[..., str], tmp_path: Path) -> None:
     said = run(Path("/dev/full/kernels"), TMPDIR="/nowhere", TEMP="/nowhere", TMP="/nowhere")
     assert "BACKEND" in said
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_compiler_the_layer_steps_and_says_so_once(cache: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_layer_steps_and_says_so_once(
+    run: Callable[..., str], cache: Path, tmp_path: Path
+) -> None:
     said = run(cache, PATH=str(tmp_path), CXX="")
     assert "BACKEND False" in said
     assert said.count("LOG Trace runs step by step: no kernel can be made here: no C++") == 1
     assert "STATUS no C++ compiler: none of g++, clang++, c++ is on PATH" in said
 
 
-def test_a_compiler_that_fails_leaves_the_layer_stepping(cache: Path, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_leaves_the_layer_stepping(
+    run: Callable[..., str], cache: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'no such instruction' >&2; exit 1\n")
     broken.chmod(0o700)
@@ -123,7 +156,9 @@ def test_a_compiler_that_fails_leaves_the_layer_stepping(cache: Path, tmp_path: 
     assert entries(cache) == []
 
 
-def test_another_compiler_has_entries_of_its_own(cache: Path, tmp_path: Path) -> None:
+def test_another_compiler_has_entries_of_its_own(
+    run: Callable[..., str], cache: Path, tmp_path: Path
+) -> None:
     run(cache)
     other = tmp_path / "other-g++"
     other.write_text('#!/bin/sh\nexec g++ "$@"\n')
@@ -153,16 +188,10 @@ def test_an_entry_for_other_flags_or_another_cpu_is_not_loaded(
     assert made == [2, 7, 2]
 
 
-def test_sixteen_processes_at_once_all_get_it_right(cache: Path) -> None:
-    environment = {**os.environ, "TRACETORCH_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUN]
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(16)
-    ]
-    for process in started:
-        said, error = process.communicate()
-        assert process.returncode == 0, error.decode()
-        assert b"BACKEND True" in said
+def test_sixteen_processes_at_once_all_get_it_right(cache: Path, tmp_path: Path) -> None:
+    places = [tmp_path / str(number) for number in range(16)]
+    started = [start(cache, said) for said in places]
+    for process, said in zip(started, places, strict=True):
+        assert "BACKEND True" in end(process, said)
     assert len(entries(cache)) == 1
     assert list(cache.iterdir()) == entries(cache)
