@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CORE = Path(__file__).parents[1] / "packages" / "tracetorch-core" / "src"
 
 # only core: the siblings' folders leave sys.path before tracetorch extends over it
@@ -31,20 +29,23 @@ def test_importing_core_loads_nothing_heavy_and_no_sibling() -> None:
     assert not {"tracetorch.snn", "tracetorch.rnn", "tracetorch.plot"} & set(said)
 
 
-@pytest.mark.parametrize("name", ["snn", "rnn", "plot"])
-@pytest.mark.parametrize("way", ["import tracetorch as tt; tt.{}", "from tracetorch import {}"])
-def test_a_missing_package_says_what_to_install(name: str, way: str) -> None:
-    code = f"{ALONE}\ntry:\n    {way.format(name)}\nexcept ImportError as error:\n    print(error)"
-    assert f"pip install tracetorch-{name}" in python(code)
+def test_alone_it_says_of_each_missing_package_what_to_install_and_lists_none() -> None:
+    names = ["snn", "rnn", "plot"]
+    ways = [f"import tracetorch as tt; tt.{name}" for name in names]
+    ways += [f"from tracetorch import {name}" for name in names]
+    tries = "".join(
+        f"try:\n    {way}\nexcept ImportError as error:\n    print(error)\n" for way in ways
+    )
+    *said, listed = python(f"{ALONE}\n{tries}print(*dir(tt))").splitlines()
+    for text, name in zip(said, names * 2, strict=True):
+        assert f"pip install tracetorch-{name}" in text
+    assert not {*names} & {*listed.split()}
 
 
-def test_dir_shows_what_is_installed() -> None:
-    assert "snn" not in python(f"{ALONE} import tracetorch; print(*dir(tracetorch))").split()
-    assert "snn" in python("import tracetorch; print(*dir(tracetorch))").split()
-
-
-def test_siblings_are_reached_lazily_and_by_import() -> None:
-    assert python(
-        "import tracetorch as tt; from tracetorch import rnn;"
+def test_siblings_are_listed_and_reached_lazily_and_by_import() -> None:
+    listed, reached = python(
+        "import tracetorch as tt; print(*dir(tt)); from tracetorch import rnn;"
         "import tracetorch.plot; print(tt.snn.LIB.__name__, rnn is tt.rnn, tt.plot.__name__)"
-    ).split() == ["LIB", "True", "tracetorch.plot"]
+    ).splitlines()
+    assert {"snn", "rnn", "plot"} <= {*listed.split()}
+    assert reached.split() == ["LIB", "True", "tracetorch.plot"]
