@@ -50,6 +50,11 @@ def _build(name: str, n: int = 4, dim: int = -1) -> tt.Layer:
     return kind(n, dim=dim)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):

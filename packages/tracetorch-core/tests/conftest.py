@@ -21,6 +21,11 @@ MAKERS: dict[str, Callable[..., tt.Layer]] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(params=list(MAKERS))
 def make(request: pytest.FixtureRequest) -> Callable[..., tt.Layer]:
     """Each of the three sample layers in turn: ``make(num_neurons, dim=…)``."""

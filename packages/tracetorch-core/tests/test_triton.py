@@ -63,6 +63,7 @@ def conforms(*tests: str, at_least: int, **environment: str) -> None:
 SCANS = ("test_scan.py", "-k", "are_steps or derivatives or alone or kept")
 
 
+@pytest.mark.long
 @needs_triton
 def test_interpreted_kernels_conform() -> None:
     conforms(
@@ -70,6 +71,7 @@ def test_interpreted_kernels_conform() -> None:
     )
 
 
+@pytest.mark.long
 @needs_triton
 def test_interpreted_scans_conform() -> None:
     conforms(*SCANS, at_least=10, TRITON_INTERPRET="1", TRACETORCH_TEST_DEVICE="cpu")

@@ -32,6 +32,11 @@ def _small(name: str, dim: int = -1) -> rnn.Layer:
     return MAKERS[name](3, 4, dim=dim, **EXTRA.get(name, {}))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

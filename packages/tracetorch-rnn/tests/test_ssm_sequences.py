@@ -259,6 +259,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @needs_triton
 def test_interpreted_triton_kernels_conform() -> None:
     chosen = "channels_and_states or may_lie or not_a_number or differences or sixteen"
