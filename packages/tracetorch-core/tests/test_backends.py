@@ -264,8 +264,9 @@ def test_attributes_that_change_all_the_time_make_no_kernel_each() -> None:
             return super().step(states, x * self.count, p)
 
     layer, reference, x = Counting(3), AdaptiveLIF(3), torch.tensor([0.01, 0.1, 1.0])
-    for count in range(1, 60):
-        assert torch.equal(layer(x), reference(x * count))
+    with torch.no_grad():  # one kernel for each, not two
+        for count in range(1, 40):
+            assert torch.equal(layer(x), reference(x * count))
     assert 10 < len(programs(layer.tt.findings)) <= 32
 
 

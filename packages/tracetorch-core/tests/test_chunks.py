@@ -188,7 +188,8 @@ def test_first_and_second_derivatives_agree_with_differences(recompute: bool) ->
         return y.sin() * y
 
     assert torch.autograd.gradcheck(run, x)
-    assert torch.autograd.gradgradcheck(run, x)
+    # a random sum of the second derivatives, by one difference and not one for each of 80 numbers
+    assert torch.autograd.gradgradcheck(run, x, fast_mode=True)
 
 
 def test_forward_mode_goes_through_chunks() -> None:
