@@ -216,6 +216,7 @@ def test_a_sequence_in_onnxruntime(sequence: Program, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ AOTInductor
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles with g++")
 def test_a_timestep_compiled_ahead_of_time(tmp_path: Path) -> None:
     step, program = program_of(Pair(snn.LIB(4, beta=0.8, threshold=0.1), rnn.GRU(4, 4)))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 CASES = Path(__file__).parent / "typing"
 OK, WRONG = "ok.py", "wrong.py"
