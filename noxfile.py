@@ -33,6 +33,9 @@ PEERS = [
 ]
 PEERS_IMPORT = ["h5py", "loguru", "nir", "nirtorch", "pbr", "scipy"]
 
+# processes that tests start import torch twice as fast where its bytecode is kept
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
@@ -72,8 +75,12 @@ def sync(session: nox.Session, *options: str) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
-    """A process for each core, of one thread: those of several would wait on one another."""
-    session.run("pytest", "-n", "auto", *arguments, env={"OMP_NUM_THREADS": "1"})
+    """A process for each core, of one thread: those of several would wait on one another.
+
+    Each begins with a half of the tests, so that neighbours share what they have made.
+    """
+    options = ("-n", "auto", "--dist", "worksteal")
+    session.run("pytest", *options, *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
