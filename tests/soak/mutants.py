@@ -1,7 +1,8 @@
 """Mutation testing of a sample: small changes of the source, one at a time, under fast tests.
 
-``python tests/soak/mutants.py --seed 0 --count 100`` prints each mutant that no test noticed. The
-tests run in forked processes in which one module is another; what they start anew does not see it.
+``python tests/soak/mutants.py --seed 0 --count 100`` prints each mutant that no test noticed. No
+file is written to: the tests run in forked processes in which one module is another, with a kernel
+cache of their own; what they start anew does not see it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import importlib.abc
 import importlib.util
 import os
 import random
+import resource
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -26,30 +29,52 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-CORE, SNN, RNN = (f"packages/tracetorch-{name}" for name in ("core", "snn", "rnn"))
 
-# what is changed, and the tests that are to notice
+
+def _sources(package: str, *names: str) -> list[str]:
+    root = "tracetorch" if package == "core" else f"tracetorch/{package}"
+    return [f"packages/tracetorch-{package}/src/{root}/{name}.py" for name in names]
+
+
+def _tests(package: str, *names: str) -> list[str]:
+    return [f"packages/tracetorch-{package}/tests/test_{name}.py" for name in names]
+
+
+# what is changed, and the tests that are to notice: the nearest first
 TARGETS = {
-    "dynamics": (
-        [f"{SNN}/src/tracetorch/snn/{name}.py" for name in ("layer", "traces", "resets", "delay")],
-        [f"{SNN}/tests/test_{name}.py" for name in ("dynamics", "pieces", "delay", "arguments")],
-    ),
-    "cells": (
-        [f"{RNN}/src/tracetorch/rnn/cells.py"],
-        [f"{RNN}/tests/test_{name}.py" for name in ("cells", "sequences")],
-    ),
-    "states": (
-        [f"{CORE}/src/tracetorch/{name}.py" for name in ("layer_states", "states")],
-        [f"{CORE}/tests/test_states.py", f"{CORE}/tests/test_model.py"],
-    ),
-    "files": (
-        [f"{CORE}/src/tracetorch/{name}.py" for name in ("state_files", "seals", "saving")],
-        [f"{CORE}/tests/test_state_file_format.py", f"{CORE}/tests/test_state_files.py"],
-    ),
-    "engine": (
-        [f"{CORE}/src/tracetorch/engine/{name}.py" for name in ("segments", "kernel", "trace")],
-        [f"{CORE}/tests/test_{name}.py" for name in ("segments", "kernels", "tracing")],
-    ),
+    "dynamics": [
+        (
+            _sources("snn", "layer", "traces", "resets", "firing", "adaptation"),
+            _tests("snn", "dynamics", "pieces", "arguments"),
+        ),
+        (_sources("snn", "delay"), _tests("snn", "delay")),
+        (_sources("rnn", "cells"), _tests("rnn", "cells", "sequences")),
+    ],
+    "states": [
+        (_sources("core", "states", "layer_states"), _tests("core", "states", "model", "resets")),
+        (_sources("core", "model_states"), _tests("core", "model", "states")),
+        (
+            _sources("core", "state_files", "seals", "saving"),
+            _tests("core", "state_files", "state_file_format", "state_file_saving"),
+        ),
+    ],
+    "engine": [
+        (_sources("core", "engine/segments"), _tests("core", "segments")),
+        (_sources("core", "engine/last_use"), _tests("core", "last_use")),
+        (_sources("core", "engine/memory"), _tests("core", "memory")),
+        (_sources("core", "engine/spikes"), _tests("core", "packing")),
+        (
+            _sources("core", *(f"engine/{name}" for name in ("trace", "recorder", "reads"))),
+            _tests("core", "tracing", "neurons", "kernels"),
+        ),
+        (
+            _sources(
+                "core",
+                *(f"engine/{name}" for name in ("graph", "kernel", "cpp", "program", "operators")),
+            ),
+            _tests("core", "neurons", "kernels", "tracing"),
+        ),
+    ],
 }
 
 SWAPPED: dict[type[ast.AST], type[Any]] = {
@@ -97,7 +122,7 @@ def _mutated(node: ast.AST) -> str | None:
         before = node.value
         node.value = not before if isinstance(before, bool) else before + 1
         return f"{before} → {node.value}"
-    if isinstance(node, (ast.If, ast.IfExp)):
+    if isinstance(node, (ast.If, ast.IfExp)) and not _types_only(node.test):
         node.test = ast.UnaryOp(ast.Not(), node.test)
         return "condition negated"
     if isinstance(node, ast.Return) and node.value is not None:
@@ -133,72 +158,125 @@ class _Loader(SourceFileLoader):
 
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, file: Path, tree: ast.Module) -> None:
-        self.name, self.file, self.tree = name, file, tree
+        self.name, self.file, self.tree, self.asked = name, file, tree, False
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
+        self.asked = True
         loader = _Loader(fullname, str(self.file))
         loader.tree = self.tree
         return importlib.util.spec_from_file_location(fullname, self.file, loader=loader)
 
 
-def survives(file: Path, tree: ast.Module | None, tests: list[str], seconds: float) -> bool:
-    """Whether the tests pass with it; None: with the file as it is."""
+NOT_LOADED = 99
+
+
+def _run(file: Path, tree: ast.Module | None, tests: list[str], seconds: int) -> int:
+    """Pytest's exit code, in this process."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    finder = None
+    if tree is not None:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        finder = _Finder(".".join(parts[parts.index("src") + 1 :]), file, tree)
+        sys.meta_path.insert(0, finder)
+    plain = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    code = int(pytest.main([*plain, *tests]))
+    return NOT_LOADED if not code and finder and not finder.asked else code
+
+
+def outcome(file: Path, tree: ast.Module | None, tests: list[str], seconds: int) -> str:
+    """Passed, failed or took too long (processor time); without a tree the file is as it is."""
     child = os.fork()
     if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        os.setpgid(0, 0)
+        code = 1
         try:
-            if tree is not None:
-                parts = file.relative_to(ROOT).with_suffix("").parts
-                name = ".".join(parts[parts.index("src") + 1 :])
-                sys.meta_path.insert(0, _Finder(name, file, tree))
-            code = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])
-        except BaseException:
-            code = 1
-        os._exit(int(code))
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
+            code = _run(file, tree, tests, seconds)
+        finally:
+            os._exit(code)
+    until = time.monotonic() + 10 * seconds
+    ended = status = 0
+    while not ended and time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    if not ended:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return "took too long"
+    code = os.waitstatus_to_exitcode(status)
+    if code == NOT_LOADED:
+        sys.exit(f"{file}: not what the tests import")
+    return "took too long" if code in (-signal.SIGXCPU, -signal.SIGKILL) else _name(code)
+
+
+def _name(code: int) -> str:
+    return "failed" if code else "passed"
+
+
+def noticed(file: Path, tree: ast.Module | None, tests: list[str], seconds: int) -> str:
+    """Which test file does not pass, and how; nothing where all pass."""
+    for test in tests:
+        found = outcome(file, tree, [test], seconds)
+        if found != "passed":
+            return f"{Path(test).name} {found}"
+    return ""
+
+
+def sample(name: str, seed: int, count: int) -> list[tuple[Path, int, list[str]]]:
+    """Places of a group's files, with their tests; the same whatever else is asked for."""
+    every = [
+        (ROOT / file, place, tests)
+        for files, tests in TARGETS[name]
+        for file in files
+        for place in candidates(ROOT / file)
+    ]
+    drawn = random.Random(f"{seed} {name}")
+    sys.stdout.write(f"{name}: {count} of {len(every)} places\n")
+    return drawn.sample(every, min(len(every), count))
+
+
+def run(names: Iterable[str], given: argparse.Namespace) -> None:
+    """A sample of each group."""
+    whole: set[str] = set()
+    survivors = late = total = 0
+    for name in names:
+        for file, place, tests in sample(name, given.seed, given.count // len(TARGETS)):
+            begun = time.monotonic()
+            fresh = [test for test in tests if test not in whole]
+            if failed := noticed(file, None, fresh, 10 * given.seconds):
+                sys.exit(f"without a mutant: {failed}")
+            whole.update(fresh)
+            line, done, tree = mutant(file, place)
+            found = noticed(file, tree, tests, given.seconds)
+            total, survivors, late = total + 1, survivors + (not found), late + ("long" in found)
+            text = file.read_text(encoding="utf-8").splitlines()[line - 1].strip()
+            where = f"{file.relative_to(ROOT)}:{line}: {done}: {text}\n"
+            took = time.monotonic() - begun
+            sys.stderr.write(f"{total} ({took:.0f} s) {found or 'survived'}: {where}")
+            if not found:
+                sys.stdout.write(where)
+            sys.stdout.flush()
+    sys.stdout.write(f"{survivors} of {total} survived; {late} took too long\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=100, help="over all three groups")
     parser.add_argument("--only", choices=list(TARGETS))
-    parser.add_argument("--seconds", type=float, default=600, help="for one mutant")
+    parser.add_argument("--seconds", type=int, default=120, help="of processor time, a test file")
+    parser.add_argument("--cache", help="a folder for kernels; a temporary one where left out")
     given = parser.parse_args()
     os.chdir(ROOT)
     torch.set_num_threads(1)
-    drawn, total = random.Random(given.seed), 0
-    chosen = [given.only] if given.only else list(TARGETS)
-    for name in chosen:
-        files, tests = TARGETS[name]
-        every = [(ROOT / file, place) for file in files for place in candidates(ROOT / file)]
-        sample = drawn.sample(every, min(len(every), given.count // len(chosen)))
-        if not survives(ROOT / files[0], None, tests, 10 * given.seconds):
-            sys.exit(f"{name}: the tests fail without a mutant")
-        alive = 0
-        for file, place in sample:
-            line, done, tree = mutant(file, place)
-            if survives(file, tree, tests, given.seconds):
-                alive += 1
-                text = file.read_text(encoding="utf-8").splitlines()[line - 1].strip()
-                sys.stdout.write(f"{file.relative_to(ROOT)}:{line}: {done}: {text}\n")
-                sys.stdout.flush()
-        total += alive
-        sys.stdout.write(f"{name}: {alive} of {len(sample)} of {len(every)} survived\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"{total} survived\n")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRACETORCH_CACHE_DIR"] = given.cache or f"{folder}/kernels"
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{folder}/hypothesis"
+        run([given.only] if given.only else list(TARGETS), given)
 
 
 if __name__ == "__main__":

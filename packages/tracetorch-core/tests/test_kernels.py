@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tracetorch.effective import promoted
 from tracetorch.engine import ops
+from tracetorch.engine.graph import Graph, Node
 from tracetorch.engine.scan import Scan
 
 # one torch spelling, at least, for each row: what a step would call, on arguments that fit it
@@ -201,6 +202,34 @@ def test_functions_hold_their_accuracy_everywhere(name: str, dtype: torch.dtype)
         got.double(), expected.to(dtype).double(), rtol=tolerance,
         atol=torch.finfo(dtype).tiny, equal_nan=True,
     )  # fmt: skip
+
+
+FINITE: dict[str, Callable[[Graph, Node], Node]] = {
+    "a multiple of it": lambda graph, p: graph.op("mul", graph.const(0.5), p),
+    "a part of it": lambda graph, p: graph.op("div", p, graph.const(3.0)),
+    "a difference": lambda graph, p: graph.op("sub", p, graph.const(1.0)),
+    "itself": lambda graph, p: p,
+}
+
+
+@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize("left", [True, False])
+def test_a_bounded_value_less_itself_is_computed_from_its_argument_alone(
+    name: str, left: bool
+) -> None:
+    graph = Graph()
+    x, four = graph.input("x"), graph.const(4.0)
+    times = (four, x) if left else (x, four)
+    p = FINITE[name](graph, graph.op("sigmoid", graph.op("mul", *times)))
+    assert graph.op("sub", p, p) is graph.op("nan_or_zero", x)
+
+
+def test_a_value_that_may_be_infinite_less_itself_stays() -> None:
+    graph = Graph()
+    x = graph.input("x")
+    q = graph.op("div", graph.op("sigmoid", x), x)
+    for value in (x, q):
+        assert graph.op("sub", value, value).args == (value, value)
 
 
 def test_an_operation_without_a_row_is_refused_with_its_name_and_line() -> None:

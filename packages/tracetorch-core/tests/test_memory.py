@@ -147,6 +147,14 @@ def test_without_a_bound_set_it_is_a_share_of_the_machine(monkeypatch: pytest.Mo
     assert memory.limit() == 1 << 26
 
 
+def test_where_the_system_does_not_say_its_memory_it_is_256_megabytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRACETORCH_KEEP_MB", raising=False)
+    monkeypatch.delattr(os, "sysconf", raising=False)  # as on Windows
+    assert memory.limit() == 256 * MEGABYTE
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_child_is_not_held_up_by_a_thread_it_does_not_have() -> None:

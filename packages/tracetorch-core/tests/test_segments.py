@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -133,6 +135,18 @@ def test_any_length_can_be_cut(cut: list[int], steps: int) -> None:
     expected = everything(layer, x, start)
     cut[0] = 4
     torch.testing.assert_close(everything(layer, x, start), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [8, 9])
+def test_what_remains_is_run_behind_the_segments(steps: int) -> None:
+    def run(x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+        mems = [*itertools.accumulate(x, lambda mem, now: 0.5 * mem + now, initial=states[0])]
+        return [torch.stack(mems[1:]), mems[-1]]
+
+    x, start = torch.randn(steps, 2).double(), torch.randn(2).double()
+    found = segments.unroll(run, x, [start], 4)
+    assert found is not None
+    torch.testing.assert_close(found, run(x, [start]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -25,6 +25,7 @@ import torch
 import tracetorch as tt
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from tracetorch.engine import reads
 from tracetorch.testing import AdaptiveLIF, Trace
 
 Step = Callable[..., Any]
@@ -186,6 +187,16 @@ def test_a_state_that_only_parameters_make_is_an_error_as_in_steps() -> None:
     for run in (stepped, unrolled):
         with pytest.raises(tt.StateError, match=r"must return mem in its own shape \[2, 3\]"):
             run(made(_state_of_parameters), torch.randn(4, 2, 3))
+
+
+def _written_into(self: Any, states: Any, x: Tensor, p: Any) -> Any:
+    mem = (p.beta * states.mem).add_(x)  # add_.Tensor
+    return {"mem": mem}, (2 * mem).tanh_()  # tanh_
+
+
+def test_a_step_may_write_into_what_it_has_made() -> None:
+    layer, x = made(_written_into), torch.randn(5, 2, 3)
+    torch.testing.assert_close(unrolled(layer, x, "cpp"), stepped(layer, x))
 
 
 class Holder:
@@ -534,6 +545,18 @@ def test_a_glance_shows_whether_a_kernel_is_still_right(
     assert not torch.allclose(y, before)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_reads_are_compared_in_a_graph_of_torchs_too(
+    graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: graph)
+    held, found = {"gain": 2.0}, reads.Reads()
+    found.note(held, "gain", held["gain"])
+    assert found.last()
+    held["gain"] = 3.0
+    assert found.last() == (graph and not reads._COMPILED)
+
+
 def test_names_of_any_alphabet_are_kept_apart() -> None:
     class Greek(tt.Layer):
         def __init__(self) -> None:
@@ -670,6 +693,16 @@ def test_what_has_no_gradient_asks_for_none(step: Step, backend: str) -> None:
     assert y.requires_grad == (step is _both)
     assert layer.mem.requires_grad
     assert not layer.last.requires_grad
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_a_state_has_the_gradient_of_a_parameter_from_the_second_timestep(
+    steps: int, backend: str
+) -> None:
+    layer = made(_both)
+    layer.add_state("last")
+    assert unrolled(layer, torch.randn(steps, 2, 3), backend).requires_grad == (steps == 2)
 
 
 def _apart(self: Any, states: Any, x: Tensor, p: Any) -> Any:
