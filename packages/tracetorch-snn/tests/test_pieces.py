@@ -341,6 +341,35 @@ def test_feedback_is_what_a_loop_of_ones_own_adds_to_the_input(
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+class Wide(nn.Module):
+    """Puts out float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x.double()
+
+
+def test_feedback_of_another_type_becomes_the_inputs() -> None:
+    layer, like = (snn.LIB(3, feedback=m) for m in (Wide(), nn.Linear(3, 3, bias=False)))
+    with torch.no_grad():
+        like.feedback.weight.copy_(0.5 * torch.eye(3))
+    x = torch.rand(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([like(now) for now in x])
+    torch.testing.assert_close(torch.stack([layer(now) for now in x]), expected)
+    layer.zero_states()
+    torch.testing.assert_close(layer.unroll(x), expected)
+
+
+def test_an_error_within_a_sequence_with_feedback_is_the_layers_own() -> None:
+    layer = snn.LIB(3, spike_fn=lambda u: u.sum(), feedback=nn.Linear(3, 3))
+    said = []
+    for run, x in ((layer, torch.rand(2, 3)), (layer.unroll, torch.rand(4, 2, 3))):
+        with pytest.raises(tt.StateError, match="spike_fn must return") as caught:
+            run(x)
+        assert caught.value.layer is layer
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
 def test_feedback_by_a_convolution_sees_the_layout_of_the_input() -> None:
     convolution = nn.Conv2d(2, 2, 3, padding=1, bias=False)
     layer = snn.LIB(2, 0.5, 0.3, dim=-3, feedback=convolution)

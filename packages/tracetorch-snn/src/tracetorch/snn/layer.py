@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from tracetorch import Layer, StateError
+from tracetorch.errors import LayerError
 from tracetorch.parameters import checked_integer
 from tracetorch.randomness import RANDOM
 from tracetorch.recomputation import restoring
@@ -375,6 +376,9 @@ def _without_feedback(layer: LeakyIntegrator, p: Any) -> Iterator[LeakyIntegrato
     try:
         with restoring([plain]):  # it is called where the layer may be
             yield plain
+    except LayerError as error:  # of a step, within the one that is about to be emptied
+        error.layer = layer
+        raise
     finally:
         plain.tt.states = dict.fromkeys(plain.tt.states)
         for names in (held, modules, buffers):
