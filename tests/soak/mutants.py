@@ -45,13 +45,16 @@ TARGETS = {
     "dynamics": [
         (
             _sources("snn", "layer", "traces", "resets", "firing", "adaptation"),
-            _tests("snn", "dynamics", "pieces", "arguments"),
+            _tests("snn", "dynamics", "arguments", "docstrings", "pieces"),
         ),
         (_sources("snn", "delay"), _tests("snn", "delay")),
         (_sources("rnn", "cells"), _tests("rnn", "cells", "sequences")),
     ],
     "states": [
-        (_sources("core", "states", "layer_states"), _tests("core", "states", "model", "resets")),
+        (
+            _sources("core", "states", "layer_states"),
+            _tests("core", "states", "model", "resets", "leftovers"),
+        ),
         (_sources("core", "model_states"), _tests("core", "model", "states")),
         (
             _sources("core", "state_files", "seals", "saving"),

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def parameters(model: tt.Model) -> Tensors:
 def unpacked(path: Path) -> tuple[Manifest, Tensors]:
     data = path.read_bytes()
     if path.suffix == ".pt":
+        comment = zipfile.ZipFile(path).comment
+        assert comment == data[-64:] == hashlib.sha256(data[:-64]).hexdigest().encode()
         content = torch.load(io.BytesIO(data), weights_only=True)
         return json.loads(content["tracetorch"]), content["tensors"]
     length = int.from_bytes(data[:8], "little")
