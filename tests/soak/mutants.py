@@ -45,7 +45,7 @@ TARGETS = {
     "dynamics": [
         (
             _sources("snn", "layer", "traces", "resets", "firing", "adaptation"),
-            _tests("snn", "dynamics", "arguments", "docstrings", "pieces"),
+            _tests("snn", "dynamics", "spiking", "arguments", "pieces", "docstrings"),
         ),
         (_sources("snn", "delay"), _tests("snn", "delay")),
         (_sources("rnn", "cells"), _tests("rnn", "cells", "sequences")),
