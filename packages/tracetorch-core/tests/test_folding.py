@@ -484,6 +484,28 @@ def test_what_cannot_be_folded_is_noticed_and_stepped(
     assert len(getattr(model, "past", [])) == len(getattr(reference, "past", []))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("period", range(2, 11))
+def test_what_goes_round_is_noticed_whatever_its_period(
+    period: int, training: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    # after some number of calls it is where it was
+    class Round(Net):
+        time = 0
+
+        def forward(self, x: Tensor) -> Any:
+            self.time = (self.time + 1) % period
+            return super().forward(x)
+
+    model = make(Round).train(training)
+    model.time = 0
+    x = sequence()
+    with caplog.at_level(logging.INFO, "tracetorch"):
+        model.unroll(x)
+    assert model.time == len(x) % period
+    assert "changes Round.time" in caplog.text
+
+
 def test_a_layer_that_the_model_does_not_hold_is_noticed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -81,11 +81,15 @@ def _compare(twin: Twin, sample: Tensor, device: torch.device) -> None:
         choosing(EAGER),
     ):
         try:
-            twin.run(trial.run)
+            changed: list[str] = []
+            for part in trial.parts():
+                twin.run(part)
+                # after each: what goes round is where it began after some number of calls
+                changed = twin.changes()
         finally:
             # of weights rounded in here (torch 2.6 would go on with them)
             torch.clear_autocast_cache()
-    if changed := [*twin.changes(), *trial.moved]:
+    if changed := [*changed, *sorted(trial.moved)]:
         raise Unfoldable(Unfolded.CHANGES, ", ".join(changed))
     if trial.why is not None:
         raise trial.why
@@ -132,20 +136,28 @@ class _Trial:
         self._twin, self._layers, self._x = twin, layers, x
         self._training = twin.model.training
         self.why: Unfoldable | None = None
-        self.moved: list[str] = []
+        self.moved: set[str] = set()
 
-    def run(self) -> None:
+    def parts(self) -> Iterator[Callable[[], None]]:
         """Evaluation; in training also that, but for what torch itself does otherwise there."""
+        for training in (False, True) if self._training else (False,):
+            loop = _Loop(self._x)
+            # what sorts its samples leaves those that rise with time as they are, but not back
+            both = [_Once(loop, back) for back in (False, True)]
+            for way in ([loop], both):
+                yield functools.partial(self._go, way, training)
+                if self.why is not None:
+                    return
+
+    def _go(self, ways: Sequence[_Loop | _Once], training: bool) -> None:
         with generators.watched() as moved:
             try:
-                self._hold(training=False)
-                if self._training:
-                    self._hold(training=True)
+                self._hold(ways, training)
             except Unfoldable as why:
                 self.why = why
-        self.moved = [name for name in moved if not name.endswith("torch")]
+        self.moved.update(name for name in moved if not name.endswith("torch"))
 
-    def _hold(self, training: bool) -> None:
+    def _hold(self, ways: Sequence[_Loop | _Once], training: bool) -> None:
         for layer in self._layers:
             layer.tt.states = dict.fromkeys(layer.tt.states)
         for module in self._twin.modules:
@@ -154,20 +166,15 @@ class _Trial:
             module.training = training and not settled
         flags = [module.training for module in self._twin.modules]
         with generators.watched() as moved:
-            loop = _Loop(self._x)
-            with _through(self._layers, loop):
-                loop.run(self._twin.model)
-            # what sorts its samples leaves those that rise with time as they are, but not back
-            both = [_Once(loop, back) for back in (False, True)]
-            for once in both:
-                with _through(self._layers, once):
-                    once.run(self._twin.model)
+            for way in ways:
+                with _through(self._layers, way):
+                    way.run(self._twin.model)
         if [module.training for module in self._twin.modules] != flags:
             raise Unfoldable(Unfolded.CHANGES, "training of its modules")
         if not self._x.is_inference() and self._x._version:
             raise Unfoldable(Unfolded.INPUT)
         if not (training and moved):  # masks that forward itself draws
-            for once in both:
+            for once in (way for way in ways if isinstance(way, _Once)):
                 once.compare()
 
 
