@@ -221,6 +221,30 @@ def test_a_stochastic_layer_gives_the_same_spikes_however_it_runs(cls: type[snn.
         torch.testing.assert_close(its_gradients, gradients, rtol=1e-3, atol=1e-4)
 
 
+def _operations(y: Tensor) -> set[str]:
+    """Of the graph behind it."""
+    after, seen = [y.grad_fn], set()
+    while after:
+        node = after.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            after += [each for each, _ in node.next_functions]
+    return {node.name() for node in seen}
+
+
+@pytest.mark.parametrize("cls", snn.LAYERS, ids=lambda cls: cls.__name__)
+def test_a_timestep_and_a_sequence_are_one_kernel_each(cls: type[snn.Layer], build: Build) -> None:
+    layer, x = build(cls), torch.randn(5, 2, 4, dtype=torch.float64)
+    layer(x[0])  # finds it
+    layer.zero_states()
+    around = {"_FusedBackward", "CloneBackward0", "torch::autograd::AccumulateGrad"}
+    around |= {"SigmoidBackward0", "SoftplusBackward0"}  # of parameters
+    if cls not in (snn.LI, snn.LIEMA, snn.SLI):  # of so few operations that torch's cost less
+        assert "_FusedBackward" in _operations(layer(x[1])) <= around
+        layer.zero_states()
+    assert "_FusedBackward" in _operations(layer.unroll(x)) <= around
+
+
 def test_torchs_own_random_numbers_make_a_layer_step() -> None:
     layer = snn.LIB(3, quant_fn=torch.bernoulli)
     with tt.backends.use("cpp"), pytest.raises(tt.BackendError, match="bernoulli"):

@@ -47,7 +47,7 @@ def peculiar(layer: nn.Module) -> Reason | None:
     kind = type(layer)
     name = kind.__name__
     held = {} if torch.compiler.is_compiling() else vars(layer)
-    if "forward" in held or own(kind, "forward"):
+    if "forward" in held or own(kind.forward):
         return Reason(Unfused.OWN, (name, "forward"))
     if kind.__call__ is not nn.Module.__call__:
         return Reason(Unfused.OWN, (name, "__call__"))
@@ -77,7 +77,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
         return y
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
-    if fused and not own(type(layer), "sequence"):
+    if fused and not own(layer.sequence.__func__):
         answer = serving.step(_request(layer, x, x, parameters, single=True))
         if answer is not None:
             _keep(layer, answer, x, 1)
@@ -166,13 +166,13 @@ def _at_once(
     if chosen() == EAGER or mode.transformed():
         return None
     why = peculiar(layer)
-    if why is None and resets is not None and own(type(layer), "zero_states"):
+    if why is None and resets is not None and own(type(layer).zero_states):
         why = Reason(Unfused.OWN, (type(layer).__name__, "zero_states"))
     if why is not None:
         cannot(layer, why)
         return None
     why = None
-    if own(type(layer), "sequence"):
+    if own(layer.sequence.__func__):
         why = Reason(Unfused.RECORDED) if record else _outdated(layer)
         y = None if why is not None else _by_its_own(layer, x, resets)
         if y is not None:

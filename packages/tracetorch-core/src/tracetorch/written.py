@@ -29,14 +29,14 @@ _standard: set[Callable[..., Any]] = set()
 
 
 def standard(method: _Method) -> _Method:
-    """A method of the library's own base classes: :func:`own` asks whether a class has another."""
+    """A method of the library's own base classes: :func:`own` asks whether there is another."""
     _standard.add(method)
     return method
 
 
-def own(kind: type, name: str) -> bool:
-    """Whether a class has a method of its own in the place of a ``standard`` one."""
-    return getattr(kind, name) not in _standard
+def own(method: Callable[..., Any]) -> bool:
+    """Whether it stands in the place of a ``standard`` one; a function, not a bound method."""
+    return method not in _standard
 
 
 own._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -144,7 +144,7 @@ class _Run:
         why: Reason | None = None
         if options.fold is False and not self._recompute:
             return Reason(Unfolded.ASKED)
-        if options.resets is not None and own(type(model), "zero_states"):
+        if options.resets is not None and own(type(model).zero_states):
             why = Reason(Unfolded.OWN, (type(model).__name__, "zero_states"))
             model.tt.tell(model, why)
         elif name := self._hooked():
