@@ -172,12 +172,16 @@ def _fresh_dynamo() -> None:
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("known", [False, True], ids=["fresh", "run before"])
 @pytest.mark.parametrize("unrolled", [False, True], ids=["stepping", "unrolling"])
 def test_torch_compile_takes_a_model_of_all_kinds_in_one_graph(
-    build: Build, unrolled: bool
+    build: Build, unrolled: bool, known: bool
 ) -> None:
     model = Net(*(build(name) for name in MIXED)).double()
     x, results = inputs(3), []
+    if known:
+        model.unroll(x)
+        model.zero_states()
     for compiles in (False, True):
         net, own = copy.deepcopy(model), x.clone().requires_grad_()
         run: Callable[[Tensor], Tensor] = net.unroll if unrolled else net
@@ -194,6 +198,47 @@ def test_torch_compile_takes_a_model_of_all_kinds_in_one_graph(
     for key, value in expected.items():
         assert value is not None, key
         torch.testing.assert_close(got[key], value, rtol=1e-10, atol=1e-10, msg=key)
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("known", [False, True], ids=["fresh", "unrolled before"])
+@pytest.mark.parametrize("kind", ["LIB", "DSRLITS", "LI", "AdaptiveLIF"])
+def test_a_compiled_sequence_is_one_operation(build: Build, kind: str, known: bool) -> None:
+    layer, found = build(kind), []
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        found.append([str(n.target) for n in graph.graph.nodes if "tracetorch" in str(n.target)])
+        return graph
+
+    for whole, width in ((Net(layer), 3), (layer, 4)):
+        given = torch.randn(40, 2, width)
+        layer.zero_states()
+        expected = copy.deepcopy(whole).unroll(given)
+        if known:
+            whole.unroll(given)
+            layer.zero_states()
+        y = torch.compile(whole.unroll, fullgraph=True, backend=counting)(given)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert [len(names) for names in found] == [1, 1]
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("resets", [False, True], ids=["", "restarted"])
+def test_final_states_hold_no_more_memory_than_theirs(
+    name: str, build: Build, resets: bool
+) -> None:
+    layer, x = build(name), torch.randn(300, 2, 4)
+    at = torch.zeros(300, 2, dtype=torch.bool)
+    at[20] = True
+    for grads in (False, True):
+        layer.zero_states()
+        with torch.set_grad_enabled(grads):
+            layer.unroll(x, resets=at if resets else None)
+        states = [state.detach() for state in layer.get_states().values()]
+        memory = {s.untyped_storage().data_ptr(): s.untyped_storage().nbytes() for s in states}
+        assert sum(memory.values()) <= 2 * sum(state.nbytes for state in states) + 64
 
 
 # ------------------------------------------------------------------ torch.func

@@ -51,6 +51,15 @@ class Sequence(nn.Module):
         return y
 
 
+class Alone(Sequence):
+    """A sequence of the layer alone, which nothing has run before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.model.zero_states()
+        y: Tensor = self.model.layer.unroll(x)
+        return y
+
+
 class Timestep(Sequence):
     """One timestep, the same way."""
 
@@ -130,10 +139,12 @@ def held(tracer: str, kind: str) -> str:
         torch.testing.assert_close(module(given).detach(), y, rtol=0, atol=0)
     own = [str(name) for name in operations if "tracetorch" in str(name)]
     assert not own, own
-    timestep = Timestep(kind)
-    y = timestep(x).detach()
-    traced, _ = TRACERS[tracer](timestep, x)
-    torch.testing.assert_close(traced(x).detach(), y, rtol=1e-5, atol=1e-5)
+    for part in (Timestep, Alone):
+        y = part(kind)(x).detach()
+        traced, operations = TRACERS[tracer](part(kind), x)
+        torch.testing.assert_close(traced(x).detach(), y, rtol=1e-5, atol=1e-5)
+        own = [str(name) for name in operations if "tracetorch" in str(name)]
+        assert not own, own
     return ""
 
 
@@ -208,9 +219,14 @@ def test_an_exported_program_loads_where_there_is_only_torch(tmp_path: Path) -> 
     assert all(torch.equal(got, y) for got, y in zip(again, expected, strict=True))
 
 
-def test_a_strict_export_says_the_same() -> None:
-    module, x, other = Sequence("LIB"), sequence(), sequence(seed=2)
-    program = torch.export.export(module, (x,), strict=True)
+@pytest.mark.parametrize("part", [Sequence, Alone])
+@pytest.mark.parametrize("known", [False, True], ids=["fresh", "unrolled"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_says_the_same(part: type[Sequence], known: bool, strict: bool) -> None:
+    module, x, other = part("LIB"), sequence(), sequence(seed=2)
+    if known:
+        module(x)
+    program = torch.export.export(module, (x,), strict=strict)
     assert not [node for node in program.graph.nodes if "tracetorch" in str(node.target)]
     torch.testing.assert_close(
         program.module()(other).detach(), module(other).detach(), rtol=1e-5, atol=1e-5

@@ -220,6 +220,9 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
     os.utime(elsewhere, (0, 0))
     atomic.replaced(target, b"new")
     assert {*tmp_path.iterdir()} == {target, empty, own, *others}
+    os.utime(empty, (0, 0))
+    atomic.replaced(target, b"new")
+    assert {*tmp_path.iterdir()} == {target, own, *others}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks of files are POSIX")

@@ -559,6 +559,19 @@ def test_a_model_that_unrolls_its_layers_is_a_model_unrolled() -> None:
         same(found, expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_sequence_without_samples_has_outputs_without_samples(
+    steps: int, options: dict[str, bool]
+) -> None:
+    model = net()
+    y = flat(model.unroll(torch.rand(steps, 0, 3).double(), **options))
+    assert {name: value.shape[:2] for name, value in y.items()} == dict.fromkeys(y, (steps, 0))
+    model.zero_states()
+    x, twin = torch.rand(steps, 2, 3).double(), net()
+    same(flat(model.unroll(x)), written_out(twin, x))  # the other one has decided nothing
+
+
 # ---------------------------------------------------------------- elsewhere
 
 

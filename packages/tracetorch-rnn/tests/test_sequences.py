@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -511,3 +512,32 @@ def test_cudnn_gives_the_answer_of_stepping_and_warns_of_nothing(
     layer = kind(8, 6).to("cuda", dtype)
     x = torch.randn(17, 5, 8, dtype=dtype, device="cuda")
     assert_one_answer(layer, x, states_like(layer, x[0]))
+
+
+def _counted(method: Any, calls: list[str]) -> Any:
+    def sequence(*given: Any, **named: Any) -> Any:
+        calls.append("")
+        return method(*given, **named)
+
+    return sequence
+
+
+INSTEAD: dict[str, Callable[[Any, list[str]], Any]] = {
+    "a function": lambda layer, calls: _counted(layer.sequence, calls),
+    "a partial": lambda layer, calls: functools.partial(_counted(layer.sequence, calls)),
+    "compiled": lambda layer, calls: torch.compile(
+        _counted(layer.sequence, calls), backend="eager"
+    ),
+}
+
+
+@pytest.mark.parametrize("instead", INSTEAD)
+def test_what_an_instance_has_for_a_sequence_is_run(instead: str) -> None:
+    layer, x, calls = rnn.GRU(4, 4), torch.randn(5, 2, 4), []
+    expected, resets = layer.unroll(x), torch.zeros(5, 2, dtype=torch.bool)
+    layer.sequence = INSTEAD[instead](layer, calls)
+    for options in ({}, {"resets": resets}):
+        layer.zero_states()
+        torch.testing.assert_close(layer.unroll(x, **options), expected, rtol=1e-5, atol=1e-6)
+        assert calls
+        calls.clear()

@@ -115,6 +115,18 @@ def test_no_samples_restart_as_well() -> None:
     assert y.shape == (6, 0, 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_spikes_in_sixteen_bits_restart_at_once(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = snn.Delay(256, 2.5, longest=8).to(dtype)
+    x, resets = torch.ones(100, 16, 256, dtype=dtype), torch.rand(100, 16) < 0.05
+    wanted = looped(layer, x, resets)
+    layer.zero_states()
+    monkeypatch.setattr(snn.Delay, "step", None)
+    torch.testing.assert_close(layer.unroll(x, resets), wanted)
+
+
 def test_a_compiled_delay_restarts() -> None:
     layer, x = snn.Delay(3, torch.tensor([0.0, 1.5, 3.0])), torch.randn(9, 2, 3)
     resets = torch.rand(9, 2) < 0.3

@@ -370,6 +370,15 @@ def test_an_error_within_a_sequence_with_feedback_is_the_layers_own() -> None:
     assert said[0] == said[1]
 
 
+def test_an_error_of_a_layer_within_the_feedback_is_that_layers() -> None:
+    inner = snn.LIB(3)
+    layer = snn.LIB(4, feedback=nn.Sequential(nn.Linear(4, 5), inner))
+    for run, x in ((layer, torch.rand(2, 4)), (layer.unroll, torch.rand(5, 2, 4))):
+        with pytest.raises(tt.StateError, match=r"LIB\(3.* has 5 neurons") as caught:
+            run(x)
+        assert caught.value.layer is inner
+
+
 def test_feedback_by_a_convolution_sees_the_layout_of_the_input() -> None:
     convolution = nn.Conv2d(2, 2, 3, padding=1, bias=False)
     layer = snn.LIB(2, 0.5, 0.3, dim=-3, feedback=convolution)

@@ -94,7 +94,8 @@ def _remove_left(path: Path) -> None:
 def _remove_unless_written(path: Path, of_this_host: bool) -> None:
     with open(path, "r+b") as file:
         about = os.fstat(file.fileno())
+        old = time.time() - about.st_mtime > _DAY
         # an empty one may be about to be locked
-        if about.st_size and (of_this_host or time.time() - about.st_mtime > _DAY):
+        if old or (of_this_host and about.st_size):
             _lock(file)
             path.unlink()

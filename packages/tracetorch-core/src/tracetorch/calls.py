@@ -39,7 +39,7 @@ from tracetorch.timestep import (
     timestep,
     versions,
 )
-from tracetorch.written import own
+from tracetorch.written import function_of, own
 
 
 def peculiar(layer: nn.Module) -> Reason | None:
@@ -77,7 +77,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
         return y
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
-    if fused and not own(layer.sequence.__func__):
+    if fused and not own(function_of(layer.sequence)):
         answer = serving.step(_request(layer, x, x, parameters, single=True))
         if answer is not None:
             _keep(layer, answer, x, 1)
@@ -172,7 +172,7 @@ def _at_once(
         cannot(layer, why)
         return None
     why = None
-    if own(layer.sequence.__func__):
+    if own(function_of(layer.sequence)):
         why = Reason(Unfused.RECORDED) if record else _outdated(layer)
         y = None if why is not None else _by_its_own(layer, x, resets)
         if y is not None:
@@ -193,7 +193,7 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
 
     A method that cannot restart samples goes from restart to restart.
     """
-    if resets is None or _restarts(layer.sequence.__func__):
+    if resets is None or _restarts(function_of(layer.sequence)):
         return _sequence(layer, x, resets)
     if torch.compiler.is_compiling():  # where they are, a graph cannot depend on
         return None

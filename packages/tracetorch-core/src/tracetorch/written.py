@@ -1,4 +1,4 @@
-"""Which code a user wrote, and what it names: functions, classes, modules. Runs none of it."""
+"""Which code a user wrote, whether in the place of ours, and what it names. Runs none of it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,24 @@ def standard(method: _Method) -> _Method:
     return method
 
 
-def own(method: Callable[..., Any]) -> bool:
-    """Whether it stands in the place of a ``standard`` one; a function, not a bound method."""
-    return method not in _standard
+def own(function: Callable[..., Any]) -> bool:
+    """Whether it stands in the place of a ``standard`` one.
+
+    ``torch.compile`` asks once and keeps the answer, which it can of functions: see
+    :func:`function_of`.
+    """
+    return function not in _standard
 
 
 own._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def function_of(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What a bound method calls; whatever else an instance may have in its place, as it is.
+
+    That of an instance is not always that of its class: it may be set, or a property.
+    """
+    return method.__func__ if isinstance(method, types.MethodType) else method
 
 
 class Names(NamedTuple):

@@ -104,6 +104,9 @@ def unroll(request: Request) -> Answer | None:
         BackendError: a backend was asked for by name, and cannot take the sequence.
     """
     subject, x = request.subject, request.x
+    if not torch.compiler.is_dynamo_compiling() and mode.recording():  # the trace of the step too
+        cannot(subject.module, Reason(Unfused.WATCHED))
+        return None
     if torch.compiler.is_compiling():
         ready(subject.findings.number, request.real, x.ndim - 1)
     own = tracing(subject, request.real, x.ndim - 1)

@@ -7,8 +7,10 @@ goes by from then on. What is known of a model is kept on it, as its ``tt``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -165,7 +167,25 @@ def decided_unseen(number: str, shape: tuple[int, ...], dtype: torch.dtype) -> b
     else:
         x = torch.randint(0, 2, sizes, generator=generator).to(dtype)
     device = next(iter(model.parameters()), x).device
-    return decided(model, x.to(device).requires_grad_(dtype.is_floating_point)) is not None
+    x = x.to(device).requires_grad_(dtype.is_floating_point)
+    with _set_aside():
+        try:
+            tried(model, x)
+        except Unfoldable as unfoldable:  # not kept: the graph holds for what is known now
+            model.tt.tell(model, unfoldable.reason)
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _set_aside() -> Iterator[None]:
+    """What runs while torch.compile compiles, but not in what it compiles."""
+    compiling = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = compiling
 
 
 decided_unseen._dynamo_marked_constant = True  # type: ignore[attr-defined]

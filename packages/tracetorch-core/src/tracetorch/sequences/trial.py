@@ -81,15 +81,12 @@ def _compare(twin: Twin, sample: Tensor, device: torch.device) -> None:
         choosing(EAGER),
     ):
         try:
-            changed: list[str] = []
             for part in trial.parts():
                 twin.run(part)
-                # after each: what goes round is where it began after some number of calls
-                changed = twin.changes()
         finally:
             # of weights rounded in here (torch 2.6 would go on with them)
             torch.clear_autocast_cache()
-    if changed := [*changed, *sorted(trial.moved)]:
+    if changed := [*twin.changes(), *sorted(trial.moved)]:
         raise Unfoldable(Unfolded.CHANGES, ", ".join(changed))
     if trial.why is not None:
         raise trial.why
@@ -103,6 +100,8 @@ def _sample(x: Tensor) -> Tensor:
     """A few samples of a sequence, no two alike: ``[T, B, …]``."""
     steps, batch = _STEPS, min(x.shape[1], _BATCH)
     flat = x.detach().flatten(0, 1)
+    if not flat.numel():
+        raise Unfoldable(Unfolded.ALIKE)
     places = torch.linspace(0, len(flat) - 1, steps * batch).long().tolist()
     order = [places[at] for at in _ORDER if at < len(places)]
     found = flat[torch.tensor(order, device=x.device)].clone()
@@ -139,7 +138,10 @@ class _Trial:
         self.moved: set[str] = set()
 
     def parts(self) -> Iterator[Callable[[], None]]:
-        """Evaluation; in training also that, but for what torch itself does otherwise there."""
+        """The loop, then both ways of all timesteps at once, each to be run on its own.
+
+        In evaluation; of a model in training also there, but for what torch does otherwise then.
+        """
         for training in (False, True) if self._training else (False,):
             loop = _Loop(self._x)
             # what sorts its samples leaves those that rise with time as they are, but not back

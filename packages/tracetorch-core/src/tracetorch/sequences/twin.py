@@ -74,7 +74,10 @@ class Twin:
         self._found: set[str] = set()
 
     def run(self, what: Callable[[], None]) -> None:
-        """Run something with the copy; what it does to the surroundings is done to copies."""
+        """Run something with the copy; what it does to the surroundings is done to copies.
+
+        What it has changed is noted: it may be as it was after the next.
+        """
         context, environment = contextvars.copy_context(), dict(os.environ)
         put: list[Site] = []
         try:
@@ -96,6 +99,7 @@ class Twin:
         for variable in context:
             if variable.get(GONE) is not context[variable]:
                 self._found.add(f"the context variable {variable.name}")
+        self._look()
 
     def _put(self, site: Site) -> None:
         if site.copy is not site.original:
@@ -115,10 +119,13 @@ class Twin:
         self._copier.release()
 
     def changes(self) -> list[str]:
-        """Names of what the copy has changed.
+        """Names of what the copy has changed in any of its runs.
 
         Not the statistics that torch's own normalizations write: those of a batch are theirs.
         """
+        return sorted(self._found)
+
+    def _look(self) -> None:
         for module, training in zip(self.modules, self._training, strict=True):
             module.training = training
         pairs = self._copier.pairs
@@ -128,7 +135,6 @@ class Twin:
             for pair in pairs:
                 if id(pair.original) not in own and pair.original is not pair.copy:
                     self._found.update(self._differing(pair))
-        return sorted(self._found)
 
     def _differing(self, pair: Pair) -> Iterator[str]:
         """What of a thing is not in its copy."""

@@ -83,7 +83,8 @@ class MixingSSM(Layer):
             start = paired((states.h_re, states.h_im))
             h = recurrence(start, _driven(maps, x), paired(maps.decay), resets)
             y = _read(maps, h, x)
-        return {"h_re": h[-1, ..., 0], "h_im": h[-1, ..., 1]}, y
+        # without the memory of all timesteps
+        return {"h_re": h[-1, ..., 0].clone(), "h_im": h[-1, ..., 1].clone()}, y
 
 
 def _driven(maps: Maps, x: Tensor) -> Tensor:

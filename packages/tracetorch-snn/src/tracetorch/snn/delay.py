@@ -77,7 +77,7 @@ class Delay(Layer):
         near, far = 1 - rest, rest
         if resets is not None:
             # a factor of zero forgets what is finite, several times as fast as a choice does
-            if not (torch.compiler.is_compiling() or bool(history.detach().sum().isfinite())):
+            if not (torch.compiler.is_compiling() or _finite(history)):
                 return None
             since = _since(resets, self.longest).view(*resets.shape, *[1] * (x.ndim - 3))
             spans = torch.arange(self.longest + 1, device=x.device)
@@ -98,6 +98,11 @@ class Delay(Layer):
     def extra_repr(self) -> str:
         """Neurons, delay, the longest one, dim."""
         return f"{super().extra_repr()}, longest={self.longest}"
+
+
+def _finite(history: Tensor) -> bool:
+    wide = torch.promote_types(history.dtype, torch.float32)  # a sum of float16 soon overflows
+    return bool(history.detach().sum(dtype=wide).isfinite())
 
 
 def _since(resets: Tensor, longest: int) -> Tensor:

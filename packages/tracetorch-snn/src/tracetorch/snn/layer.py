@@ -276,7 +276,9 @@ class LeakyIntegrator(Layer):
     ) -> Callable[..., tuple[Mapping[str, Tensor], Tensor] | None]:
         """A way of its own where there is a feedback; else that of every layer, a kernel."""
         fed_back = self.firing is not None and self.feedback is not None
-        return self._sequence_fed_back if fed_back else super().sequence
+        return self._sequence_fed_back if fed_back else self._sequence_of_steps
+
+    _sequence_of_steps = Layer.sequence  # torch.compile does not see through super() here
 
     def _sequence_fed_back(
         self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
@@ -377,7 +379,8 @@ def _without_feedback(layer: LeakyIntegrator, p: Any) -> Iterator[LeakyIntegrato
         with restoring([plain]):  # it is called where the layer may be
             yield plain
     except LayerError as error:  # of a step, within the one that is about to be emptied
-        error.layer = layer
+        if error.layer is plain:
+            error.layer = layer
         raise
     finally:
         plain.tt.states = dict.fromkeys(plain.tt.states)

@@ -225,13 +225,15 @@ def _spliced(nodes: dict[str, Any], edges: list[Edge], port: str) -> None:
 def _dt(graph: Any, prefix: str = "") -> float | None:
     """Of the graph itself, or of the first of its nodes that says one."""
     whole = f"the graph {prefix[:-1]!r}" if prefix else "the graph"
-    owners = {f"{kind_of(node)} {prefix + str(n)!r}": node for n, node in graph.nodes.items()}
-    for name, owner in {whole: graph, **owners}.items():
+    places = [(whole, "", graph)]
+    for n, node in graph.nodes.items():
+        places.append((f"{kind_of(node)} {prefix + str(n)!r}", f"{prefix}{n}.", node))
+    for name, within, owner in places:
         given = _metadata(owner, name).get("dt")
         if given is not None:
             return _seconds(given, name)
         if owner is not graph and kind_of(owner) == "NIRGraph":
-            nested = _dt(owner, f"{name.split(' ', 1)[1][1:-1]}.")
+            nested = _dt(owner, within)
             if nested is not None:
                 return nested
     return None
@@ -253,7 +255,7 @@ def _seconds(given: Any, name: str) -> float:
         seconds = np.empty(0)
     if seconds.size != 1 or not 0 < seconds.item() < np.inf:
         raise NIRError(f"{name}: the metadata's dt must be seconds above 0, got {given!r}")
-    return seconds.item()
+    return float(seconds.item())
 
 
 def plain(value: Any) -> Any:
