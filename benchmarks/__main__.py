@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 import warnings
@@ -42,7 +41,6 @@ def command_line() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--short", action="store_true", help="ratios against floors only; exit 1 under one")
     add("--only", nargs="+", choices=report.PARTS, default=[*report.PARTS], help="these parts")
-    add("--large", action="store_true", help="N = 4096 too: some minutes and 10 GB more")
     add("--tiny", action="store_true", help="small sizes, one or two rounds: only to see it run")
     add("--no-legacy", action="store_true", help=f"without {legacy.NAME} in its own environment")
     add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="where the report goes")
@@ -54,8 +52,6 @@ def measure(options: argparse.Namespace) -> None:
     """Every part in turn; what was measured is written even where a later part fails."""
     started = time.perf_counter()
     effort = TINY if options.tiny else FULL
-    if options.large:
-        effort = dataclasses.replace(effort, neurons=(*effort.neurons, 4096))
     parts: Data = {}
     data: Data = {"machine": machine.describe(), "parts": parts}
     with ExitStack() as stack:
