@@ -134,7 +134,7 @@ def decided(model: Any, x: Tensor) -> Reason | None:
         return Reason(Unfolded.RECORDED)  # at each of its runs
     if known is not None and (known.final or restored()):
         return known.why
-    if not mode.ordinary():  # there are no values that could be compared
+    if not (mode.ordinary() and x.numel()):  # there are no values that could be compared
         return Reason(Unfolded.ALIKE) if known is None else known.why
     why: Reason | None = None
     try:
@@ -169,6 +169,8 @@ def decided_unseen(number: str, shape: tuple[int, ...], dtype: torch.dtype) -> b
     device = next(iter(model.parameters()), x).device
     x = x.to(device).requires_grad_(dtype.is_floating_point)
     with _set_aside():
+        if not x.numel():
+            return True
         try:
             tried(model, x)
         except Unfoldable as unfoldable:  # not kept: the graph holds for what is known now

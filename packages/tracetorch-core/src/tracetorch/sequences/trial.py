@@ -35,8 +35,8 @@ LIKEWISE: dict[Unfused | Unfolded, Unfolded] = {
     Unfused.HOOKS: Unfolded.HOOKS,
     Unfused.OWN: Unfolded.OWN,
 }
-# timesteps and samples of a trial; in which order samples of the sequence are taken for them, so
-# that what rises or falls with time does not come in its order
+# timesteps and samples of a trial; in which order samples of the sequence are taken for them: what
+# rises or falls with time does not come in its order, or, of one sample, not in that of both ways
 _STEPS, _BATCH = 3, 2
 _ORDER = (3, 0, 5, 1, 4, 2)
 
@@ -100,8 +100,6 @@ def _sample(x: Tensor) -> Tensor:
     """A few samples of a sequence, no two alike: ``[T, B, …]``."""
     steps, batch = _STEPS, min(x.shape[1], _BATCH)
     flat = x.detach().flatten(0, 1)
-    if not flat.numel():
-        raise Unfoldable(Unfolded.ALIKE)
     places = torch.linspace(0, len(flat) - 1, steps * batch).long().tolist()
     order = [places[at] for at in _ORDER if at < len(places)]
     found = flat[torch.tensor(order, device=x.device)].clone()

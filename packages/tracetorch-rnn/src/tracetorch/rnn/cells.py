@@ -29,7 +29,8 @@ class Cell(Layer):
 
     A subclass says how many gates its weights hold, which states it has, and :meth:`cell`; and
     may name torch's kernels for the same equations. One that overrides what a timestep computes
-    has no kernels unless it names its own.
+    has no kernels unless it names its own. One with several states says in ``pushes`` how its gates
+    restart a sample (``restarting`` of ``kernels``); without, its restarts are packed sequences.
 
     Args:
         in_features: size of the input along ``dim``, at least 1.
@@ -230,7 +231,7 @@ class LSTM(Cell):
     gates = 4
     state_names = ("h", "c")
     torch_cell, torch_sequence = torch.lstm_cell, torch.lstm
-    pushes = ((-1, -1), (-1, 1), (0, 0), (-1, 0))
+    pushes = ((-1, -1), (-1, 1), (0, 0), (-1, 0))  # see kernels.restarting
 
     def __init__(self, in_features: int, out_features: int, dim: int = -1) -> None:
         super().__init__(in_features, out_features, dim)
