@@ -83,6 +83,7 @@ def _compare(twin: Twin, sample: Tensor, device: torch.device) -> None:
         try:
             for part in trial.parts():
                 twin.run(part)
+                twin.changes()
         finally:
             # of weights rounded in here (torch 2.6 would go on with them)
             torch.clear_autocast_cache()

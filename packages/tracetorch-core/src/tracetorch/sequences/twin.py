@@ -74,10 +74,7 @@ class Twin:
         self._found: set[str] = set()
 
     def run(self, what: Callable[[], None]) -> None:
-        """Run something with the copy; what it does to the surroundings is done to copies.
-
-        What it has changed is noted: it may be as it was after the next.
-        """
+        """Run something with the copy; what it does to the surroundings is done to copies."""
         context, environment = contextvars.copy_context(), dict(os.environ)
         put: list[Site] = []
         try:
@@ -99,7 +96,6 @@ class Twin:
         for variable in context:
             if variable.get(GONE) is not context[variable]:
                 self._found.add(f"the context variable {variable.name}")
-        self._look()
 
     def _put(self, site: Site) -> None:
         if site.copy is not site.original:
@@ -119,13 +115,11 @@ class Twin:
         self._copier.release()
 
     def changes(self) -> list[str]:
-        """Names of what the copy has changed in any of its runs.
+        """Names of what the copy was seen to have changed, now or whenever this was asked before.
 
-        Not the statistics that torch's own normalizations write: those of a batch are theirs.
+        What goes round is as it was after some number of runs: ask after each. Not the statistics
+        that torch's own normalizations write: those of a batch are theirs.
         """
-        return sorted(self._found)
-
-    def _look(self) -> None:
         for module, training in zip(self.modules, self._training, strict=True):
             module.training = training
         pairs = self._copier.pairs
@@ -135,6 +129,7 @@ class Twin:
             for pair in pairs:
                 if id(pair.original) not in own and pair.original is not pair.copy:
                     self._found.update(self._differing(pair))
+        return sorted(self._found)
 
     def _differing(self, pair: Pair) -> Iterator[str]:
         """What of a thing is not in its copy."""
