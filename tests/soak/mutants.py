@@ -48,7 +48,7 @@ TARGETS = {
             _tests("snn", "dynamics", "spiking", "arguments", "pieces", "docstrings"),
         ),
         (_sources("snn", "delay"), _tests("snn", "delay")),
-        (_sources("rnn", "cells"), _tests("rnn", "cells", "sequences", "restarts")),
+        (_sources("rnn", "cells", "kernels"), _tests("rnn", "cells", "sequences", "restarts")),
     ],
     "states": [
         (

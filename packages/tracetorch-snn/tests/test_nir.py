@@ -686,6 +686,19 @@ def test_a_graph_within_a_graph_is_as_if_it_were_not() -> None:
         from_nir(graph, "norse")
 
 
+def test_what_is_wrong_two_graphs_deep_is_named_by_its_whole_name() -> None:
+    deep = line(neuron("LIF", (2,)), shape=(2,))
+    graph = line(line(deep, shape=(2,)), shape=(2,))
+    deep.nodes["a"].metadata = {"dt": 5e-5}
+    assert from_nir(graph, "norse").dt == 5e-5
+    deep.nodes["a"].metadata = {"dt": -1.0}
+    with pytest.raises(NIRError, match=r"LIF 'a\.a\.a': the metadata's dt .* got -1\.0"):
+        from_nir(graph, "norse")
+    deep.metadata = {"dt": "soon"}
+    with pytest.raises(NIRError, match=r"NIRGraph 'a\.a': the metadata's dt .* got 'soon'"):
+        from_nir(graph, "norse")
+
+
 # --------------------------------------------------------------------------------- malformed
 
 

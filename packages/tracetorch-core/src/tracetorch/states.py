@@ -59,6 +59,24 @@ def moved(tensor: Tensor, source: int, destination: int) -> Tensor:
     return tensor if source == destination else tensor.movedim(source, destination)
 
 
+def finite(*tensors: Tensor) -> bool:
+    """Whether no value is infinite or not a number; each tensor is read once.
+
+    A sum is finite only where all of its terms are. Of numbers near the largest of their type it
+    may not be: then this says no.
+
+    Example:
+        >>> import torch
+        >>> finite(torch.full((4096,), 60.0, dtype=torch.float16), torch.ones(2))
+        True
+        >>> finite(torch.tensor([1.0, float("-inf")]))
+        False
+    """
+    wide = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
+    sums = [tensor.detach().sum(dtype=dtype) for tensor, dtype in zip(tensors, wide, strict=True)]
+    return bool(torch.stack(sums).isfinite().all())
+
+
 _is_alias_of: Any = getattr(torch._C, "_is_alias_of")  # noqa: B009 - not in its stubs
 
 

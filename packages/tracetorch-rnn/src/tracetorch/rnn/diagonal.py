@@ -17,6 +17,7 @@ from torch.amp.autocast_mode import autocast
 from tracetorch import Constraint, mode
 from tracetorch.choice import cannot
 from tracetorch.reasons import Reason, Unfused
+from tracetorch.states import finite
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -90,10 +91,7 @@ def at_once(owner: object, x: Tensor, *states: Tensor) -> bool:
     if x.dtype not in (torch.float32, torch.float64):
         cannot(owner, Reason(Unfused.TYPES, (str(x.dtype), str(x.dtype))))
         return False
-    if compiling or x.is_meta:
-        return True
-    # a sum is finite only where all of its terms are
-    return bool(torch.stack([tensor.detach().sum() for tensor in (x, *states)]).isfinite().all())
+    return compiling or x.is_meta or finite(x, *states)
 
 
 def unrounded(device_type: str) -> AbstractContextManager[Any]:

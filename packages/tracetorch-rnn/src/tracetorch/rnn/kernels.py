@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from tracetorch.rnn.restarts import apart, pieces
+from tracetorch.states import finite
 
 States = tuple[Tensor, ...]
 Kernel = Callable[..., Any]
@@ -75,7 +76,7 @@ def restarting(
     if pushes:
         y, *final = _apart(kernel, x, states, weights, resets, pushes)
         # no gate makes zero of what is not finite: that stays to the end
-        if bool(y[-1].detach().sum().isfinite()):
+        if finite(y[-1]):
             return y, *final
     return _packed(kernel, x, states, weights, resets)
 

@@ -148,17 +148,21 @@ def piece_lengths(resets: Tensor) -> Tensor:
     return torch.bincount(starts.flatten().cumsum(0) - 1)
 
 
+# Kinds of chunks, in the order they lie in: what begins from nothing and leaves nothing, of at most
+# half the length and longer; what hands a state on, or begins with one, or both.
+SHORT, ALONE, FIRST, BETWEEN, LAST = range(5)
+
+
 class Chunks(NamedTuple):
     """Where the pieces of ``[T, B]`` lie when they are cut into chunks of a length.
 
-    They lie sorted by kind: those that begin from nothing and leave nothing, of at most half the
-    length, which take up half of it, and longer ones; those that begin from nothing and hand a
-    state on to the next of their piece; those that begin with a state (one that was handed on, or
-    a sample's standing one) and hand one on; those that begin with one only.
+    They lie sorted by kind, a ``SHORT`` one in half the length. The state a chunk begins with was
+    handed on by the one before it in its piece, or is its sample's standing one.
 
     Attributes:
         rows: of the places in ``[T·B]``, theirs one chunk after the other; other rows are empty.
         sizes: how many rows there are of each kind.
+        steps: how many rows a chunk of each kind has.
         order: of those that hand a state on, one piece after the other in the order of time, their
             places among them.
         first: whether such a one, in that order, is the first of its piece.
@@ -171,6 +175,7 @@ class Chunks(NamedTuple):
 
     rows: Tensor
     sizes: list[int]
+    steps: list[int]
     order: Tensor
     first: Tensor
     carried: tuple[Tensor, Tensor]
@@ -209,21 +214,22 @@ def chunks(resets: Tensor, length: int) -> Chunks:
     handed = hands.cumsum(0) - 1
     source = torch.where(first, int(hands.sum()) + own, handed.roll(1))
 
-    alone = ~reads & ~hands
-    short = alone & (torch.bincount(chunk.flatten()) <= length // 2)
-    kinds = torch.where(reads, 4 - hands.long(), 1 + hands.long()) - short.long()
+    kinds = torch.where(hands, torch.where(reads, BETWEEN, FIRST), torch.where(reads, LAST, ALONE))
+    short = (kinds == ALONE) & (torch.bincount(chunk.flatten()) <= length // 2)
+    kinds[short] = SHORT
     by_kind = kinds.argsort(stable=True)
-    counts = torch.bincount(kinds, minlength=5)
-    sizes = counts * torch.tensor([length // 2, *[length] * 4], device=counts.device)
+    counts = torch.bincount(kinds, minlength=LAST + 1)
+    lengths = [length // 2, *[length] * LAST]
     slot = torch.empty_like(by_kind)
     slot[by_kind] = torch.arange(len(slot), device=slot.device)
-    row = slot * length - torch.where(short, slot, counts[0]) * (length - length // 2)
+    row = slot * length - torch.where(short, slot, counts[SHORT]) * (length - length // 2)
     ends = chunk[:, -1]
     (carried,) = standing[hands].nonzero(as_tuple=True)
     return Chunks(
         (row[chunk] + since % length).t().flatten(),
-        sizes.tolist(),
-        slot[hands] - counts[:2].sum(),
+        [count * steps for count, steps in zip(counts.tolist(), lengths, strict=True)],
+        lengths,
+        slot[hands] - counts[:FIRST].sum(),
         first[hands],
         (carried, own[hands][carried]),
         source[by_kind][(~reads).sum() :],

@@ -254,16 +254,14 @@ def _restarting(
     past = powers(paired(decay), length + 1).transpose(0, 1)  # [D, length + 1, n, 2]
     whole, factor = past[:, length], torch.complex(*into)
     placed = x.new_zeros(sum(cut.sizes), x.shape[-1]).index_copy(0, cut.rows, x.flatten(0, 1))
-    short, *kinds = (
+    short, alone, first, between, last = (
         part.view(-1, steps, x.shape[-1]).permute(2, 0, 1)  # [D, chunks, timesteps]
-        for part, steps in zip(
-            placed.split_with_sizes(cut.sizes), (length // 2, *[length] * 4), strict=True
-        )
+        for part, steps in zip(placed.split_with_sizes(cut.sizes), cut.steps, strict=True)
     )
 
     known = start
     if len(cut.order):
-        entered = _entered(torch.cat(kinds[1:3], 1), past[:, :length], factor).transpose(0, 1)
+        entered = _entered(torch.cat([first, between], 1), past[:, :length], factor).transpose(0, 1)
         begun = torch.view_as_complex(start[cut.carried[1]]) * torch.view_as_complex(whole)
         entered = entered.index_select(0, cut.order)
         entered = entered.index_add(0, cut.carried[0], torch.view_as_real(begun))
@@ -275,8 +273,8 @@ def _restarting(
     half = read.matrix[:, : length // 2, : length // 2]
     found = (
         torch.bmm(short.contiguous(), half.contiguous()),
-        torch.bmm(torch.cat(kinds[:2], 1), read.matrix),
-        read(torch.cat(kinds[2:], 1), _selected(known, cut.sources)),
+        torch.bmm(torch.cat([alone, first], 1), read.matrix),
+        read(torch.cat([between, last], 1), _selected(known, cut.sources)),
     )
     y = torch.cat([part.permute(1, 2, 0).flatten(0, 1) for part in found])
     final = _final(x, known, cut.last, past, factor)

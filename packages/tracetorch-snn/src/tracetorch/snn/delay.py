@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tracetorch import Layer
 from tracetorch.parameters import checked_integer
+from tracetorch.states import finite
 
 
 class Delay(Layer):
@@ -77,7 +78,7 @@ class Delay(Layer):
         near, far = 1 - rest, rest
         if resets is not None:
             # a factor of zero forgets what is finite, several times as fast as a choice does
-            if not (torch.compiler.is_compiling() or _finite(history)):
+            if not (torch.compiler.is_compiling() or finite(history)):
                 return None
             since = _since(resets, self.longest).view(*resets.shape, *[1] * (x.ndim - 3))
             spans = torch.arange(self.longest + 1, device=x.device)
@@ -98,11 +99,6 @@ class Delay(Layer):
     def extra_repr(self) -> str:
         """Neurons, delay, the longest one, dim."""
         return f"{super().extra_repr()}, longest={self.longest}"
-
-
-def _finite(history: Tensor) -> bool:
-    wide = torch.promote_types(history.dtype, torch.float32)  # a sum of float16 soon overflows
-    return bool(history.detach().sum(dtype=wide).isfinite())
 
 
 def _since(resets: Tensor, longest: int) -> Tensor:
