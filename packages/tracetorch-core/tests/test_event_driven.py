@@ -76,10 +76,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def products(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """An input, a weight of any size, a bias or none, and how many threads."""
     shape = draw(st.lists(st.integers(0, 5), max_size=2)) + draw(
-        st.lists(st.sampled_from([1, 3, 70]), max_size=1)
+        st.lists(st.sampled_from([1, 3, 65, 70]), max_size=1)
     )
     inputs = draw(st.sampled_from([1, 5, 600, 1300]))
-    outputs = draw(st.sampled_from([1, 17, 64, 256, 300, 775]))
+    outputs = draw(st.sampled_from([1, 17, 64, 256, 300, 775, 2077]))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     torch.manual_seed(draw(st.integers(0, 1000)))
     x = torch.randn(*shape, inputs, dtype=dtype)
@@ -117,8 +117,10 @@ def test_the_product_is_the_dense_one_within_rounding_or_left_to_it(
         assert ((y - exact).abs() <= terms * torch.finfo(x.dtype).eps * size).all()
 
 
-def test_many_samples_are_shared_out_among_threads_alike() -> None:
-    x, weight = spikes(1600, 300), torch.randn(300, 700).t()
+@pytest.mark.parametrize("samples", [3, 65, 1600])
+@pytest.mark.parametrize("rate", [0.02, 0.25])
+def test_many_samples_are_shared_out_among_threads_alike(samples: int, rate: float) -> None:
+    x, weight = spikes(samples, 300, rate=rate), torch.randn(300, 700).t()
     found = []
     before = torch.get_num_threads()
     for threads in (1, 2, 7):

@@ -22,9 +22,9 @@ ENTRIES = {torch.float32: "run_float", torch.float64: "run_double"}
 # weights below which a call costs more than it saves, and outputs below which rows are too short
 SMALLEST, NARROWEST = 1 << 16, 32
 # up to so many samples, up to what share of inputs events are faster; and with more samples
-_SHARES, _SHARE = ((4, 0.7), (16, 0.55)), 0.4
-# up to so many weights, which lie in a cache, a few samples are always faster
-_FEW, _CACHED = 4, 1 << 22
+_SHARES, _SHARE = ((4, 1.0), (16, 0.8), (64, 0.5)), 0.3
+# samples from which memory for the outputs is kept from call to call
+_MANY = 17
 
 _threads = torch.get_num_threads
 _pack, _pack_sizes = struct.Struct("4P").pack, struct.Struct("4q").pack
@@ -32,8 +32,6 @@ _pack, _pack_sizes = struct.Struct("4P").pack, struct.Struct("4q").pack
 
 def most(samples: int, inputs: int, outputs: int) -> int:
     """Up to how many inputs that are not zero a product goes by events."""
-    if samples <= _FEW and inputs * outputs <= _CACHED:
-        return samples * inputs
     share = next((share for up_to, share in _SHARES if samples <= up_to), _SHARE)
     return int(share * samples * inputs)
 
@@ -60,7 +58,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     samples, dtype = x.numel() // inputs, x.dtype
     shape = [*x.shape]
     shape[-1] = outputs
-    y = memory.empty(shape, dtype, x.device) if samples > _SHARES[-1][0] else x.new_empty(*shape)
+    y = memory.empty(shape, dtype, x.device) if samples >= _MANY else x.new_empty(*shape)
     pointers = _pack(
         x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     )
