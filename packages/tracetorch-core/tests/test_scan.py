@@ -132,9 +132,11 @@ def test_samples_restart(
 def test_first_and_second_derivatives_agree_with_differences(scan: Scan) -> None:
     given = leaves(scan, 3, [2], 2, 2)
     assert torch.autograd.gradcheck(lambda *a: fused(scan, *a), given)
-    assert torch.autograd.gradgradcheck(lambda *a: fused(scan, *a), given)
+    # random sums of the second derivatives, by one difference each
+    assert torch.autograd.gradgradcheck(lambda *a: fused(scan, *a), given, fast_mode=True)
     resets = torch.tensor([[False, True], [True, False], [False, True]], device=DEVICE)
-    assert torch.autograd.gradgradcheck(lambda *a: fused(scan, *a, resets=resets), given)
+    run = functools.partial(fused, scan, resets=resets)
+    assert torch.autograd.gradgradcheck(run, given, fast_mode=True)
 
 
 def ways(scan: Scan, given: Sequence[Tensor], run: Callable[..., Ends]) -> Iterator[Tensor]:
