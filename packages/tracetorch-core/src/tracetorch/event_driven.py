@@ -144,8 +144,8 @@ def goes_by_events(module: nn.Linear, x: Tensor) -> bool:
     operands = _operands(module, x)
     if operands is None:
         return False
-    outputs, inputs = operands[0].shape
-    return int(x.count_nonzero()) <= events.most(x.numel() // inputs, inputs, outputs)
+    inputs = x.shape[-1]
+    return int(x.count_nonzero()) <= events.most(x.numel() // inputs, inputs)
 
 
 def _operands(module: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor | None] | None:

@@ -20,7 +20,7 @@ enum {
 };
 // events of a sample for which its outputs are read and written, and those of a row in a panel for
 // which it is copied: rows lie far apart, often so that few of them fit into a cache
-enum { FULL = 32, COPY = 4 };
+enum { FULL = 32, COPY = 3 };
 // additions below which other threads take longer to wake than the work takes
 enum { ALONE = 1 << 20 };
 enum { BATCH, INPUTS, OUTPUTS, MOST, SAMPLES, SPLITS, HEIGHT, COPIED, SIZES };

@@ -22,7 +22,7 @@ ENTRIES = {torch.float32: "run_float", torch.float64: "run_double"}
 # weights below which a call costs more than it saves, and outputs below which rows are too short
 SMALLEST, NARROWEST = 1 << 16, 32
 # up to so many samples, up to what share of inputs events are faster; and with more samples
-_SHARES, _SHARE = ((4, 1.0), (16, 0.8), (64, 0.5)), 0.3
+_SHARES, _SHARE = ((16, 1.0), (64, 0.5)), 0.3
 # samples from which memory for the outputs is kept from call to call
 _MANY = 17
 
@@ -30,7 +30,7 @@ _threads = torch.get_num_threads
 _pack, _pack_sizes = struct.Struct("4P").pack, struct.Struct("4q").pack
 
 
-def most(samples: int, inputs: int, outputs: int) -> int:
+def most(samples: int, inputs: int) -> int:
     """Up to how many inputs that are not zero a product goes by events."""
     share = next((share for up_to, share in _SHARES if samples <= up_to), _SHARE)
     return int(share * samples * inputs)
@@ -62,7 +62,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     pointers = _pack(
         x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     )
-    given = _pack_sizes(samples, inputs, outputs, most(samples, inputs, outputs))
+    given = _pack_sizes(samples, inputs, outputs, most(samples, inputs))
     return y if _kernel(dtype)(pointers, given, _threads()) else None
 
 
