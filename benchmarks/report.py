@@ -50,15 +50,17 @@ brackets, without the garbage collector. Ratios are of medians."""
 
 
 def write(data: Data, folder: Path) -> None:
-    """All three files; the figure only where matplotlib is installed."""
+    """All three files; the figure only where there is something in it, and matplotlib is there."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, indent=1, ensure_ascii=False)
     (folder / f"{NAME}.json").write_text(text + "\n", encoding="utf-8")
-    (folder / f"{NAME}.md").write_text(markdown(data), encoding="utf-8")
+    picture = folder / f"{NAME}.png"
     if find_spec("matplotlib"):
         from benchmarks import figure
 
-        figure.draw(data["parts"], folder / f"{NAME}.png")
+        figure.draw(data["parts"], picture)
+    report = markdown(data, pictured=picture.exists())
+    (folder / f"{NAME}.md").write_text(report, encoding="utf-8")
 
 
 def read(folder: Path) -> Data:
@@ -67,7 +69,7 @@ def read(folder: Path) -> Data:
     return data
 
 
-def markdown(data: Data) -> str:
+def markdown(data: Data, *, pictured: bool) -> str:
     """The whole report."""
     parts = data["parts"]
     sections = [
@@ -77,7 +79,7 @@ def markdown(data: Data) -> str:
         "## Machine",
         machine.render(data["machine"]),
         *(f"Left out: {text}" for text in data["run"]["left out"]),
-        f"![The main results]({NAME}.png)",
+        *([f"![The main results]({NAME}.png)"] if pictured else []),
     ]
     for key, part in PARTS.items():
         if key in parts:
