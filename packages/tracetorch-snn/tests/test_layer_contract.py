@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ def stepped(layer: nn.Module, xs: Tensor) -> Tensor:
     return torch.stack([layer(x) for x in xs])
 
 
+def serving(turn: int, of: int) -> AbstractContextManager[None]:
+    """Kernels in one turn of so many, the eager loop in the others: compiling takes the time."""
+    return tt.backends.use("eager" if turn % of else "auto")
+
+
 def same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return got.keys() == expected.keys() and all(
         got[name].dtype == expected[name].dtype and torch.equal(got[name], expected[name])
@@ -47,8 +53,10 @@ def test_low_precision_input_keeps_the_membrane(
     """States as if the rounded input had come in float32; only what is returned is rounded."""
     layer = build(cls, 4, rank=rank, dtype=torch.float32)
     twin = copy.deepcopy(layer)
+    turn = snn.LAYERS.index(cls) + rank + (dtype is torch.float16)
     for x in noise(30, 3, 4, dtype=dtype):
-        y, full = layer(x), twin(x.float())
+        with serving(turn, 2):
+            y, full = layer(x), twin(x.float())
         assert y.dtype == dtype
         assert full.dtype == torch.float32
         assert torch.equal(y, full.to(dtype))
@@ -62,24 +70,23 @@ def test_one_wide_parameter_widens_every_state(
     cls: type[snn.Layer], rank: int, build: Build, anatomy: Callable[..., Any]
 ) -> None:
     """The promotion is over every parameter, whatever its rank and whether it is learned."""
-    for learn in (True, False):
-        for name in anatomy(cls).parameters:
-            layer = build(cls, 4, rank=rank, learn=learn, dtype=torch.bfloat16)
-            stored = getattr(layer, f"raw_{name}")
-            stored.data = stored.data.double()
-            twin = copy.deepcopy(layer).double()
-            for key in anatomy(cls).parameters:
-                # the effective value is computed in its own dtype, then widened
-                setattr(twin, key, getattr(layer, key).detach().double())
-            for x in noise(5, 2, 4, dtype=torch.bfloat16):
-                y = layer(x)
-                torch.testing.assert_close(
-                    y, twin(x.double()).to(torch.bfloat16), rtol=1e-2, atol=1e-2
-                )
-            states = layer.get_states()
-            assert {state.dtype for state in states.values()} == {torch.float64}
-            for key, state in twin.get_states().items():
-                torch.testing.assert_close(states[key], state, rtol=1e-10, atol=1e-10)
+    cases = [(learn, name) for learn in (True, False) for name in anatomy(cls).parameters]
+    for turn, (learn, name) in enumerate(cases, snn.LAYERS.index(cls) + rank):
+        layer = build(cls, 4, rank=rank, learn=learn, dtype=torch.bfloat16)
+        stored = getattr(layer, f"raw_{name}")
+        stored.data = stored.data.double()
+        twin = copy.deepcopy(layer).double()
+        for key in anatomy(cls).parameters:
+            # the effective value is computed in its own dtype, then widened
+            setattr(twin, key, getattr(layer, key).detach().double())
+        for x in noise(5, 2, 4, dtype=torch.bfloat16):
+            with serving(turn, len(cases)):
+                y, full = layer(x), twin(x.double())
+            torch.testing.assert_close(y, full.to(torch.bfloat16), rtol=1e-2, atol=1e-2)
+        states = layer.get_states()
+        assert {state.dtype for state in states.values()} == {torch.float64}
+        for key, state in twin.get_states().items():
+            torch.testing.assert_close(states[key], state, rtol=1e-10, atol=1e-10)
 
 
 @EVERY
