@@ -261,6 +261,9 @@ def test_resets_may_be_written_over_before_the_backward_pass() -> None:
     assert bool((gradient != 0).all())
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="torch 2.6 does not trace vars(module)"
+)
 def test_a_compiled_graph_serves_any_resets() -> None:
     model = Net()
     compiled = torch.compile(model.unroll, backend="aot_eager", fullgraph=True)

@@ -39,7 +39,7 @@ from tracetorch.timestep import (
     timestep,
     versions,
 )
-from tracetorch.written import function_of, own
+from tracetorch.written import own
 
 
 def peculiar(layer: nn.Module) -> Reason | None:
@@ -77,7 +77,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
         return y
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
-    if fused and not own(function_of(layer.sequence)):
+    if fused and not _has_its_own_sequence(layer):
         answer = serving.step(_request(layer, x, x, parameters, single=True))
         if answer is not None:
             _keep(layer, answer, x, 1)
@@ -172,7 +172,7 @@ def _at_once(
         cannot(layer, why)
         return None
     why = None
-    if own(function_of(layer.sequence)):
+    if _has_its_own_sequence(layer):
         why = Reason(Unfused.RECORDED) if record else _outdated(layer)
         y = None if why is not None else _by_its_own(layer, x, resets)
         if y is not None:
@@ -193,9 +193,11 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
 
     A method that cannot restart samples goes from restart to restart.
     """
-    if resets is None or _restarts(function_of(layer.sequence)):
+    compiling = torch.compiler.is_compiling()
+    # torch 2.6 does not make a constant of a method
+    if resets is None or _restarts(type(layer).sequence if compiling else layer.sequence):
         return _sequence(layer, x, resets)
-    if torch.compiler.is_compiling():  # where they are, a graph cannot depend on
+    if compiling:  # where they are, a graph cannot depend on
         return None
     before, ys = layer.tt.states, []
     for start, stop in between_restarts(resets):
@@ -208,10 +210,19 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
     return torch.cat(ys)
 
 
-@functools.cache
-def _restarts(sequence: Callable[..., object]) -> bool:
-    """Whether a method ``sequence`` takes which samples restart."""
-    return "resets" in inspect.signature(sequence).parameters
+def _has_its_own_sequence(layer: Any) -> bool:
+    """Whether ``sequence`` is another one than that of every layer.
+
+    It may be a method, a property's, or set on the instance; of all these ``torch.compile`` can
+    compare the code, and no more.
+    """
+    code: object = getattr(layer.sequence, "__code__", None)
+    return code is not layer._sequence_of_steps.__code__
+
+
+def _restarts(sequence: object) -> bool:
+    """Whether ``sequence`` takes which samples restart."""
+    return callable(sequence) and "resets" in inspect.signature(sequence).parameters
 
 
 _restarts._dynamo_marked_constant = True  # type: ignore[attr-defined]

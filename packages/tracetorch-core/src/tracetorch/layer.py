@@ -157,7 +157,6 @@ class Layer(Stateful):
         """
         raise NotImplementedError(f"{type(self).__name__} must define step(self, states, x, p)")
 
-    @standard
     def sequence(
         self, states: Any, x: Tensor, p: Any
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
@@ -181,6 +180,8 @@ class Layer(Stateful):
         """
         del states, x, p
         return None
+
+    _sequence_of_steps = sequence
 
     # ------------------------------------------------------------------ computing
 

@@ -35,23 +35,11 @@ def standard(method: _Method) -> _Method:
 
 
 def own(function: Callable[..., Any]) -> bool:
-    """Whether it stands in the place of a ``standard`` one.
-
-    ``torch.compile`` asks once and keeps the answer, which it can of functions: see
-    :func:`function_of`.
-    """
+    """Whether it stands in the place of a ``standard`` one; ``torch.compile`` asks once."""
     return function not in _standard
 
 
 own._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def function_of(method: Callable[..., Any]) -> Callable[..., Any]:
-    """What a bound method calls; whatever else an instance may have in its place, as it is.
-
-    That of an instance is not always that of its class: it may be set, or a property.
-    """
-    return method.__func__ if isinstance(method, types.MethodType) else method
 
 
 class Names(NamedTuple):

@@ -278,8 +278,6 @@ class LeakyIntegrator(Layer):
         fed_back = self.firing is not None and self.feedback is not None
         return self._sequence_fed_back if fed_back else self._sequence_of_steps
 
-    _sequence_of_steps = Layer.sequence  # torch.compile does not see through super() here
-
     def _sequence_fed_back(
         self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
