@@ -259,6 +259,30 @@ def test_names_survive_copies_also_in_sets(how: Callable[[Any], Any]) -> None:
     assert twice == sorted(twice)
 
 
+class Views(tt.Layer):
+    """Hands its input on, and holds it."""
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.add_state("held")
+
+    def step(self, states: Any, x: Tensor, p: Any) -> Any:
+        return {"held": x.view_as(x)}, x.view_as(x)
+
+    def sequence(self, states: Any, x: Tensor, p: Any) -> Any:
+        return {"held": x[-1]}, x.view_as(x)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_what_is_written_into_the_input_or_the_output_changes_no_state(unrolled: bool) -> None:
+    layer, x = Views(3), torch.ones(4, 2, 3)
+    y = layer.unroll(x) if unrolled else layer(x[-1])
+    x.zero_()
+    assert torch.equal(y, torch.ones_like(y))
+    y.zero_()
+    assert torch.equal(layer.held, torch.ones(2, 3))
+
+
 # ---------------------------------------------------------------- what does not fit
 
 
@@ -285,6 +309,9 @@ def test_a_misfit_names_the_layer_both_shapes_and_the_remedy(misfit: Tensor, sho
     assert "the standing state mem is [2, 4] float32 on cpu" in message
     assert f"an input of {shown} needs" in message
     assert "call zero_states()" in message
+    of_shape = misfit.shape != (2, 4)
+    assert ("give whole sequences to unroll, time first" in message) == of_shape
+    assert ("detach and convert the state with get_states()" in message) != of_shape
     assert raised.value.name == "held.deep.0"
     assert isinstance(raised.value, ValueError)
     after = model.get_states()

@@ -78,7 +78,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
     if fused and not _has_its_own_sequence(layer):
-        answer = serving.step(_request(layer, x, x, parameters, single=True))
+        answer = serving.step(_request(layer, x, x, parameters, True))
         if answer is not None:
             _keep(layer, answer, x, 1)
             return answer.y
@@ -178,9 +178,7 @@ def _at_once(
         if y is not None:
             return Unrolled(y, {})
     parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
-    request = _request(layer, x, x[0], parameters, single=False)
-    if record or why is not None or resets is not None:
-        request = request._replace(recorded=record, besides=why, resets=resets)
+    request = _request(layer, x, x[0], parameters, False, record, resets, why)
     answer = serving.unroll(request)
     if answer is None:
         return None
@@ -213,9 +211,12 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
 def _has_its_own_sequence(layer: Any) -> bool:
     """Whether ``sequence`` is another one than that of every layer.
 
-    It may be a method, a property's, or set on the instance; of all these ``torch.compile`` can
-    compare the code, and no more.
+    It may be a method, a property's, or set on the instance. ``torch.compile`` asks the class once,
+    and of a property's compares the code: of bound methods torch 2.6 can no more.
     """
+    of_class = type(layer).sequence
+    if torch.compiler.is_compiling() and not isinstance(of_class, property):
+        return own(of_class)
     code: object = getattr(layer.sequence, "__code__", None)
     return code is not layer._sequence_of_steps.__code__
 
@@ -297,12 +298,20 @@ def subject_of(layer: Any) -> Subject:
 
 
 def _request(
-    layer: Any, x: Tensor, timestep: Tensor, parameters: list[Tensor], single: bool
+    layer: Any,
+    x: Tensor,
+    timestep: Tensor,
+    parameters: list[Tensor],
+    single: bool,
+    recorded: tuple[str, ...] = (),
+    resets: Tensor | None = None,
+    besides: Reason | None = None,
 ) -> Request:
     real = promoted(layer, timestep.dtype)
     states = standing(layer, timestep, real)
     random = functools.partial(random_state, layer, timestep)
-    return Request(subject_of(layer), x, states, parameters, real, random, single)
+    subject = subject_of(layer)
+    return Request(subject, x, states, parameters, real, random, single, recorded, resets, besides)
 
 
 def _effective(layer: Any, record: Record) -> list[Tensor]:

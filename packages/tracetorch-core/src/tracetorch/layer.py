@@ -157,6 +157,7 @@ class Layer(Stateful):
         """
         raise NotImplementedError(f"{type(self).__name__} must define step(self, states, x, p)")
 
+    @standard
     def sequence(
         self, states: Any, x: Tensor, p: Any
     ) -> tuple[Mapping[str, Tensor], Tensor] | None:
