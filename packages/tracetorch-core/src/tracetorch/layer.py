@@ -182,8 +182,7 @@ class Layer(Stateful):
         del states, x, p
         return None
 
-    # for a ``sequence`` that is a property: torch.compile does not see through super() there
-    _sequence_of_steps = sequence
+    _sequence_of_steps = sequence  # what another one is compared with
 
     # ------------------------------------------------------------------ computing
 

@@ -276,7 +276,9 @@ class LeakyIntegrator(Layer):
     ) -> Callable[..., tuple[Mapping[str, Tensor], Tensor] | None]:
         """A way of its own where there is a feedback; else that of every layer, a kernel."""
         fed_back = self.firing is not None and self.feedback is not None
-        return self._sequence_fed_back if fed_back else self._sequence_of_steps
+        return self._sequence_fed_back if fed_back else self._sequence_in_a_kernel
+
+    _sequence_in_a_kernel = Layer.sequence  # torch.compile does not see through super() here
 
     def _sequence_fed_back(
         self, states: Any, x: Tensor, p: Any, resets: Tensor | None = None
