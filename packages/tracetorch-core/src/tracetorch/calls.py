@@ -78,7 +78,7 @@ def called(layer: Any, x: Tensor) -> Tensor:
     check_input(layer, x)
     parameters = _as(promoted(layer, x.dtype), values)
     if fused and not _has_its_own_sequence(layer):
-        answer = serving.step(_request(layer, x, x, parameters, True))
+        answer = serving.step(_request(layer, x, x, parameters, single=True))
         if answer is not None:
             _keep(layer, answer, x, 1)
             return answer.y
@@ -178,7 +178,9 @@ def _at_once(
         if y is not None:
             return Unrolled(y, {})
     parameters = _as(promoted(layer, x.dtype), _effective(layer, layer.tt))
-    request = _request(layer, x, x[0], parameters, False, record, resets, why)
+    request = _request(
+        layer, x, x[0], parameters, single=False, recorded=record, resets=resets, besides=why
+    )
     answer = serving.unroll(request)
     if answer is None:
         return None
@@ -192,8 +194,10 @@ def _by_its_own(layer: Any, x: Tensor, resets: Tensor | None) -> Tensor | None:
     A method that cannot restart samples goes from restart to restart.
     """
     compiling = torch.compiler.is_compiling()
+    method = layer.sequence
     # torch 2.6 does not make a constant of a method
-    if resets is None or _restarts(type(layer).sequence if compiling else layer.sequence):
+    function = type(layer).sequence if compiling else getattr(method, "__func__", method)
+    if resets is None or _restarts(function):
         return _sequence(layer, x, resets)
     if compiling:  # where they are, a graph cannot depend on
         return None
@@ -221,6 +225,7 @@ def _has_its_own_sequence(layer: Any) -> bool:
     return code is not layer._sequence_of_steps.__code__
 
 
+@functools.cache
 def _restarts(sequence: object) -> bool:
     """Whether ``sequence`` takes which samples restart."""
     return callable(sequence) and "resets" in inspect.signature(sequence).parameters
@@ -302,6 +307,7 @@ def _request(
     x: Tensor,
     timestep: Tensor,
     parameters: list[Tensor],
+    *,
     single: bool,
     recorded: tuple[str, ...] = (),
     resets: Tensor | None = None,

@@ -43,7 +43,7 @@ template <typename real> static int64_t counted(const real *x, int64_t size, int
 
 template <typename real> struct Events {
     typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
-    enum { LANES = BYTES / sizeof(real), WIDE = VECTORS * LANES };
+    enum { LANES = BYTES / sizeof(real), WIDE = VECTORS * LANES, IN_LINE = LINE / sizeof(real) };
 
     // those of the samples of a panel by their place in a tile of inputs, and where those of sample
     // and tile begin
@@ -132,9 +132,9 @@ template <typename real> struct Events {
                 value[k] = values[event + k];
             }
             int64_t i = from;
-            for (; i + LINE / int64_t(sizeof(real)) <= to; i += LINE / sizeof(real)) {
+            for (; i + IN_LINE <= to; i += IN_LINE) {
                 for (int k = 0; k < TOGETHER; ++k) __builtin_prefetch(later[k] + i);
-                for (int64_t v = 0; v < LINE / int64_t(sizeof(real)); v += LANES) {
+                for (int v = 0; v < IN_LINE; v += LANES) {
                     vector sum = *(const vector *)(y + i + v);
                     for (int k = 0; k < TOGETHER; ++k)
                         sum += value[k] * *(const vector *)(row[k] + i + v);
@@ -192,8 +192,8 @@ static void product(void **pointers, const int64_t *sizes, int64_t unit, int) {
         return;
     }
     for (int64_t tile = 0; tile < events.tiles; ++tile)
-        for (int64_t at = blocks * split / splits; at < blocks * (split + 1) / splits; ++at)
-            events.block(y, samples, tile, at * wide, sizes[COPIED]);
+        for (int64_t at = from; at < to; at += wide)
+            events.block(y, samples, tile, at, sizes[COPIED]);
 }
 
 template <typename real>
